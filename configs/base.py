@@ -1,0 +1,178 @@
+"""Every field of a config, its meaning and its default. Experiments start from here.
+
+    python main.py --config=configs/digits.py --workdir=/tmp/digits --config.train.steps=1000
+    python main.py --config=configs/digits.py:smoke --workdir=/tmp/digits_smoke
+
+A component (schedule, solver, optimizer, data source, ...) is named by a string that reads like a
+call, `'cosine(timesteps=4000)'` or just `'cosine'`. Its name is a line of a registry, its arguments
+are that function's own keyword arguments; both are checked, with the nearest right name in the
+error, before anything is compiled. The same string is what result files store.
+"""
+
+from ml_collections import ConfigDict
+
+
+def unet() -> ConfigDict:
+    """Fields of the U-Net (`models.unet.UNetConfig`); the defaults are DDPM's for CIFAR-10."""
+    return ConfigDict(
+        {
+            "name": "unet",
+            # Width of the first level, and the factor of it at each level, finest first.
+            "channels": 128,
+            "channel_mult": (1, 2, 2, 2),
+            # Residual blocks at each level of the encoder; the decoder has one more.
+            "num_res_blocks": 2,
+            # Feature resolutions in pixels that get self-attention.
+            "attention_resolutions": (16,),
+            # Heads: a fixed number, or (when head_channels > 0) channels // head_channels.
+            "num_heads": 1,
+            "head_channels": 0,
+            "dropout": 0.1,
+            # How time and label enter a block: 'add' (DDPM) or 'scale_shift' (ADM).
+            "conditioning": "add",
+            # Changing resolution: 'conv' (a strided convolution; nearest + convolution) or
+            # 'resblock' (BigGAN: inside a residual block, on both branches).
+            "resample": "conv",
+            # Sinusoidal time embedding: 'ddpm' (sin, cos; freq / (half - 1)) or 'adm' (cos, sin; / half).
+            "time_embedding": "ddpm",
+            "norm_groups": 32,
+            "norm_eps": 1e-6,
+            # Initialization: 'ddpm' (variance scaling, fan_avg) or 'torch' (PyTorch's layer defaults).
+            "init": "ddpm",
+            # Classes the network is conditioned on; 0: unconditional. With null_class, one more
+            # row of the table stands for "no label" (classifier-free guidance).
+            "num_classes": 0,
+            "null_class": False,
+            # Attention kernel: 'xla', or 'cudnn' for flash attention on NVIDIA GPUs.
+            "attention": "xla",
+            # Recompute each block's activations in the backward pass: less memory, more time.
+            "remat": False,
+            # Type of the computation ('float32' or 'bfloat16'); parameters stay float32.
+            "dtype": "float32",
+        }
+    )
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Defaults of all fields. `variant` is what follows the colon in `--config=file.py:variant`."""
+    if variant:
+        raise ValueError(f"configs/base.py has no variant {variant!r}")
+    config = ConfigDict()
+    # What the run trains: a line of `training.tasks.TASKS`.
+    config.task = "diffusion"
+    # Everything random follows from this one number: initial weights, order of the data, noise.
+    config.seed = 0
+
+    config.data = data = ConfigDict()
+    # Where examples come from: a line of `input_pipeline.SOURCES`, as a call.
+    data.source = "digits"
+    # Side in pixels; images are cropped to a square and resized to it.
+    data.image_size = 8
+    # 1 (grey) or 3 (RGB).
+    data.channels = 1
+    # Random changes of each training image, in order, of `input_pipeline.AUGMENTATIONS`: ('flip',).
+    data.augmentations = ()
+    # Worker processes of each host; 0 reads in the training process.
+    data.workers = 0
+    # Batches prepared ahead on the device.
+    data.prefetch = 2
+    # A broken image: 'raise' (stop with its name) or 'skip' (take the next, count and log it).
+    data.on_bad_image = "raise"
+
+    # The network: `unet()` above.
+    config.model = unet()
+
+    config.diffusion = diffusion = ConfigDict()
+    # alpha and sigma of t: a line of `diffusion.SCHEDULES`.
+    diffusion.schedule = "linear(timesteps=1000)"
+    # What the network's output means: a line of `diffusion.PARAMETERIZATIONS`.
+    diffusion.parameterization = "eps"
+    # 'simple' (the weighted squared error), 'hybrid' (simple + vlb on a learned variance, iDDPM
+    # eq. 16) or 'vlb' (the variational bound).
+    diffusion.loss = "simple"
+    # Weight of the squared error over noise levels: a line of `diffusion.WEIGHTINGS`.
+    diffusion.weighting = "constant"
+    # Distribution of t in training: a line of `diffusion.TIME_SAMPLERS`.
+    diffusion.time_sampler = "uniform"
+    # Variance of the reverse step: 'fixed', or 'learned_range' (the network has twice the output
+    # channels; iDDPM eq. 15).
+    diffusion.variance = "fixed"
+    # Probability of replacing the label by the null label in training (needs model.null_class).
+    diffusion.label_dropout = 0.0
+
+    config.train = train = ConfigDict()
+    train.steps = 800_000
+    # Examples a step, over all devices and hosts.
+    train.batch_size = 128
+    # Microbatches a step; gradients are averaged over them, so memory falls by this factor.
+    train.accumulate = 1
+    # This many steps with NaN or infinite gradients (each is skipped and counted) stop the run.
+    train.max_bad_steps = 10
+
+    config.optimizer = optimizer = ConfigDict()
+    # A line of `training.optimizer.OPTIMIZERS`; the learning rate is given below.
+    optimizer.name = "adam(b1=0.9, b2=0.999, eps=1e-8)"
+    optimizer.learning_rate = 2e-4
+    # Steps of linear warm-up from 0, then 'constant', 'cosine' or 'linear' (to 0 at train.steps).
+    optimizer.warmup_steps = 5000
+    optimizer.decay = "constant"
+    # Largest global norm of the gradient; 0: no clipping.
+    optimizer.clip_norm = 1.0
+
+    # Averages of the parameters, each under its own name: a line of `training.ema.EMAS`.
+    config.ema = ConfigDict({"default": "constant(decay=0.9999)"})
+
+    # Devices along each axis of the mesh; -1 takes what the others leave. The batch is split over
+    # data and fsdp; parameters over fsdp (and tensor, where the network has a rule for it).
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+    config.checkpoint = checkpoint = ConfigDict()
+    # Steps between checkpoints; the last step is always saved.
+    checkpoint.every = 5000
+    # How many of the newest to keep, and every so many steps one to keep for good (0: none).
+    checkpoint.keep = 3
+    checkpoint.keep_every = 0
+
+    config.log = log = ConfigDict()
+    # Steps between lines of metrics; each is the mean over the steps since the line before.
+    log.every = 100
+    # Steps between preview images (0: none).
+    log.preview_every = 10_000
+    log.preview_count = 64
+    # TensorBoard event files beside metrics.jsonl.
+    log.tensorboard = True
+    # Peak FLOP/s of one device for MFU; 0: from the table of known accelerators (none for CPUs).
+    log.peak_flops = 0.0
+
+    # Steps to trace with the profiler (0: none), after the first log line; the trace goes to
+    # <workdir>/profile.
+    config.profile = 0
+
+    config.sample = sample = ConfigDict()
+    # Rule of a step: a line of `diffusion.SOLVERS`.
+    sample.solver = "ddpm(variance='fixed_large')"
+    # Which times are visited: a line of `diffusion.GRIDS`; and how many steps.
+    sample.grid = "respaced"
+    sample.steps = 1000
+    # Prediction of the clean image in each step: 'none' or 'static' (clipped to [-1, 1]).
+    sample.clip = "static"
+    # After clipping, the noise is 'rederive'd from the clipped image (OpenAI) or left 'raw' (DDIM).
+    sample.eps_after_clip = "rederive"
+    # The last step goes to 'zero' noise or stops at 'sigma_min'.
+    sample.last_step = "zero"
+    # eps = eps_null + guidance * (eps_label - eps_null); 1: no guidance.
+    sample.guidance = 1.0
+    # Which parameters: a name of config.ema, or 'params' for the raw ones.
+    sample.ema = "default"
+    # Labels in turn 0, 1, 2, ... ('cycle'), or one class for all images (its number as a string).
+    sample.labels = "cycle"
+    sample.count = 64
+    sample.batch_size = 64
+    sample.seed = 0
+    # Step of the checkpoint; -1: the newest.
+    sample.checkpoint = -1
+
+    config.evaluate = evaluate = ConfigDict()
+    # Lines of `evaluation.METRICS`, each run over the samples of the work directory.
+    evaluate.metrics = ()
+    return config
