@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from models.attention import SelfAttention
 from models.embeddings import sinusoidal
+from models.functional import Network, functional
 from models.layers import GroupNorm, conv, downsample, dropout, linear, upsample
 
 _CHOICES = {
@@ -56,7 +57,7 @@ class UNetConfig:
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level, finest first."""
-        return tuple(int(self.channels * mult) for mult in self.channel_mult)
+        return tuple(round(self.channels * mult) for mult in self.channel_mult)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -257,8 +258,8 @@ class UNet(nnx.Module):
         self.time1 = linear(config.channels, embedding, **exact)
         self.time2 = linear(embedding, embedding, **exact)
         rows = config.num_classes + config.null_class
-        table = nnx.initializers.normal(1.0)(rngs.params(), (rows, embedding))
-        self.label = nnx.Param(table) if rows else None
+        normal = nnx.initializers.normal(1.0)
+        self.label = nnx.Embed(rows, embedding, embedding_init=normal, rngs=rngs) if rows else None
         self.conv_in = conv(
             config.in_channels, widths[0], init=config.init, dtype=config.dtype, rngs=rngs
         )
@@ -348,8 +349,13 @@ class UNet(nnx.Module):
                 f"takes {wanted or None}"
             )
         if self.label is not None:
-            embedding += jnp.take(self.label[...], condition["label"], axis=0, mode="fill")
+            embedding += self.label(condition["label"])
         return jax.nn.silu(embedding)
+
+
+def unet(config: UNetConfig) -> Network:
+    """The U-Net of `config` as pure functions."""
+    return functional(lambda rngs: UNet(config, rngs=rngs))
 
 
 def _attention(config: UNetConfig, channels: int, rngs: nnx.Rngs) -> SelfAttention:
