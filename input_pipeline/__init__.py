@@ -1,0 +1,14 @@
+"""Examples from disk or generator to sharded device batches."""
+
+from input_pipeline.augment import flip
+from input_pipeline.device import device_batches
+from input_pipeline.loader import make_loader
+from input_pipeline.sources.digits import digits
+from input_pipeline.sources.folder import folder
+from input_pipeline.sources.shapes import shapes
+from input_pipeline.sources.tfds import tfds
+
+SOURCES = {"digits": digits, "folder": folder, "shapes": shapes, "tfds": tfds}
+AUGMENTATIONS = {"flip": flip}
+
+__all__ = ["AUGMENTATIONS", "SOURCES", "device_batches", "make_loader"]

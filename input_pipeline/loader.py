@@ -1,0 +1,283 @@
+"""Batches of a source in a fixed order that can be continued at any batch.
+
+Row i of global batch k is the example at position k * batch_size + i of an endless stream: one
+permutation of the source after the other, without gaps between. Everything random about it
+follows from (seed, position), so it does not matter which process or worker makes a batch, and
+the place in the stream is the one number k.
+"""
+
+import dataclasses
+import functools
+import multiprocessing.connection
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from input_pipeline.images import BadImageError, to_array
+from input_pipeline.sources.base import Source, check_name
+
+# Batches read ahead: by each thread of this process, or by each worker process.
+_READ_AHEAD = 2
+_THREADS = 2
+_SKIPPED = "_skipped"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Random access to one process's rows of every global batch; what workers are sent."""
+
+    source: Source
+    image_size: int
+    channels: int
+    batch_size: int
+    seed: int
+    shuffle: bool
+    augmentations: Sequence[Callable]
+    fields: Sequence[str]
+    epochs: int | None
+    process_index: int
+    process_count: int
+    on_bad_image: str
+
+    @property
+    def positions(self) -> int:
+        """Examples in the stream."""
+        # Without epochs: as good as endless, and the number of batches fits a C integer.
+        return sys.maxsize if self.epochs is None else self.epochs * len(self.source)
+
+    def __len__(self) -> int:
+        return -(-self.positions // self.batch_size)
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        rows = self.batch_size // self.process_count
+        first = k * self.batch_size + self.process_index * rows
+        positions = range(first, min(first + rows, self.positions))
+        examples, skipped = [], []
+        # A process beyond the end of a partial last batch takes the form of its rows from row 0.
+        for position in positions or [0]:
+            examples.append(self._example(position, skipped))
+        batch = {
+            field: np.stack([example[field] for example in examples])[: len(positions)]
+            for field in self.fields
+        }
+        if self.on_bad_image == "skip":
+            batch[_SKIPPED] = np.array(skipped, dtype=np.str_)
+        return batch
+
+    def _index(self, position: int) -> int:
+        epoch, index = divmod(position, len(self.source))
+        if not self.shuffle:
+            return index
+        return grain.experimental.index_shuffle(
+            index, max_index=len(self.source) - 1, seed=_epoch_seed(self.seed, epoch), rounds=4
+        )
+
+    def _example(self, position: int, skipped: list[str]) -> dict:
+        index = self._index(position)
+        for offset in range(len(self.source)):
+            candidate = (index + offset) % len(self.source)
+            try:
+                return self._load(candidate, position)
+            except BadImageError as error:
+                bad = f"{self.source.describe(candidate)}: {error}"
+                if self.on_bad_image == "raise":
+                    raise BadImageError(
+                        f"cannot decode {bad}; mend or remove it, or set on_bad_image='skip' to "
+                        "take the next image in its place"
+                    ) from error
+                skipped.append(bad)
+        raise BadImageError(f"not one image of {self.source.name} can be decoded; the last: {bad}")
+
+    def _load(self, index: int, position: int) -> dict:
+        example = self.source.example(index, self.fields)
+        image = to_array(example["image"], self.image_size, self.channels)
+        if self.augmentations:
+            rng = np.random.Generator(np.random.Philox(key=(self.seed, position)))
+            for augment in self.augmentations:
+                image = augment(image, rng)
+        example["image"] = image
+        if "label" in example:
+            example["label"] = np.int32(example["label"])
+        return example
+
+
+class Loader:
+    """Iterator over this process's rows of the global batches; made by `make_loader`.
+
+    Attributes:
+        batch_size: rows of a global batch, over all processes.
+        local_batch_size: rows of this process.
+        skipped: bad images passed over so far by this process (on_bad_image='skip').
+    """
+
+    def __init__(self, stream: Stream, workers: int):
+        self.batch_size = stream.batch_size
+        self.local_batch_size = stream.batch_size // stream.process_count
+        self.skipped = 0
+        self._stream = stream
+        self._workers = workers
+        self._batches = 0
+        self._warned = set()
+        self._iterator = None
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            self._iterator = self._open(self._batches)
+        batch = next(self._iterator)
+        self._batches += 1
+        self._note_skipped(batch.pop(_SKIPPED, ()))
+        return batch
+
+    def state(self) -> dict:
+        """The place after the batches that were returned, whatever was read ahead; JSON."""
+        return {"batches": self._batches, **self._identity()}
+
+    def restore(self, state: dict) -> None:
+        """Continues after the batches of `state`; nothing is read again.
+
+        Raises ValueError where the state is that of another stream.
+        """
+        for field, value in self._identity().items():
+            stored = state.get(field)
+            if stored != value:
+                raise ValueError(
+                    f"the data position was stored with {field} = {stored!r} and is restored "
+                    f"with {value!r}, where it means other examples; put {field} back, or start "
+                    "in a new work directory"
+                )
+        self.close()
+        self._batches = state["batches"]
+
+    def close(self) -> None:
+        """Ends threads and worker processes. The loader can be used on and opens them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _identity(self) -> dict:
+        stream = self._stream
+        return {
+            "source": stream.source.fingerprint,
+            "batch_size": stream.batch_size,
+            "seed": stream.seed,
+            "shuffle": stream.shuffle,
+        }
+
+    def _open(self, start: int) -> grain.DatasetIterator:
+        batches = grain.MapDataset.range(start, len(self._stream)).map(self._stream.__getitem__)
+        threads = 1 if self._workers else _THREADS
+        batches = batches.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * _READ_AHEAD)
+        )
+        if self._workers:
+            if not flags.FLAGS.is_parsed():
+                # Grain hands its flags to the workers; programs without absl have none to parse.
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(self._workers, _READ_AHEAD)
+            batches = batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
+        return iter(batches)
+
+    def _note_skipped(self, bad_images: Sequence[str]) -> None:
+        self.skipped += len(bad_images)
+        for bad in bad_images:
+            if bad not in self._warned:
+                logging.warning("Skipped a bad image, %s", bad)
+                self._warned.add(bad)
+
+
+def make_loader(
+    source: Source,
+    *,
+    image_size: int,
+    channels: int,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = True,
+    augmentations: Sequence[Callable] = (),
+    fields: Sequence[str] | None = None,
+    workers: int = 0,
+    epochs: int | None = None,
+    process_index: int | None = None,
+    process_count: int | None = None,
+    on_bad_image: str = "raise",
+) -> Loader:
+    """A loader of batches: dicts of arrays with this process's rows first axis.
+
+    `image` is uint8 [rows, image_size, image_size, channels], `label` int32 [rows], texts are
+    numpy strings. With P processes, process p has rows [p * batch_size / P, (p + 1) *
+    batch_size / P) of each global batch.
+
+    Args:
+        source: made by one of `SOURCES`.
+        image_size: side of the images in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        batch_size: rows of a global batch, over all processes.
+        seed: of the order and the augmentations.
+        shuffle: a new permutation of the source each epoch; otherwise its own order.
+        augmentations: made by some of `AUGMENTATIONS`; applied in order to each image.
+        fields: what batches hold; by default the image, and the label where there are classes.
+        workers: processes that read; 0: threads of this one.
+        epochs: how often each example comes. By default without end. Otherwise the last batch
+            has the rows that are left over, for some processes fewer or none, so that every
+            process gets the same number of batches.
+        process_index: of this process; by default JAX's.
+        process_count: by default JAX's.
+        on_bad_image: 'raise' an error with its name, or 'skip': take the next image of the source
+            instead, count it in `Loader.skipped` and log a warning.
+    """
+    if process_index is None or process_count is None:
+        import jax  # here alone: asking for the processes starts the devices
+
+        process_index, process_count = jax.process_index(), jax.process_count()
+    if not len(source):
+        raise ValueError(f"source: {source.name} is empty")
+    check_name("channels", channels, (1, 3))
+    check_name("on_bad_image", on_bad_image, ("raise", "skip"))
+    if batch_size <= 0 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size: {batch_size} examples cannot be split evenly over {process_count} "
+            f"processes; make it a multiple of {process_count}"
+        )
+    if fields is None:
+        fields = ("image", "label") if source.num_classes else ("image",)
+    source.require(fields)
+    stream = Stream(
+        source,
+        image_size,
+        channels,
+        batch_size,
+        seed,
+        shuffle,
+        tuple(augmentations),
+        tuple(fields),
+        epochs,
+        process_index,
+        process_count,
+        on_bad_image,
+    )
+    return Loader(stream, workers)
+
+
+@functools.cache
+def _epoch_seed(seed: int, epoch: int) -> int:
+    # Hashed, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def _end_with_parent(worker_index: int, worker_count: int) -> None:
+    """Makes a worker process end when the training process does, even by SIGKILL."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
