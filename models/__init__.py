@@ -1,0 +1,28 @@
+"""Flax NNX networks as pure functions of a dict of parameters.
+
+`MODELS` maps a name to a function `(in_channels, out_channels, image_size, **fields)` that gives a
+`Network`; `fields` are those of the config's model section beside 'name'.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+
+from models.functional import Network, count_parameters, functional
+from models.unet import UNetConfig, unet
+
+__all__ = ["MODELS", "Network", "count_parameters", "functional"]
+
+
+def _unet(in_channels: int, out_channels: int, image_size: int, **fields) -> Network:
+    allowed = [field.name for field in dataclasses.fields(UNetConfig)]
+    for name in fields:
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, 1, cutoff=0)[0]
+            raise ValueError(f"model.{name}: a U-Net has no such field; did you mean {near!r}?")
+    # JSON has no tuples.
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return unet(UNetConfig(in_channels, out_channels, image_size, **fields))
+
+
+MODELS: dict[str, Callable[..., Network]] = {"unet": _unet}

@@ -1,0 +1,1 @@
+"""Published weights, read from safetensors files into the networks of this package."""

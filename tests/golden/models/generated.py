@@ -1,0 +1,29 @@
+"""Weights and inputs that both sides of a golden test make for themselves, from names and shapes."""
+
+import zlib
+
+import numpy as np
+
+
+def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Float32 tensor of a state dict, of a size that keeps activations near one.
+
+    RandomState's streams are frozen: every version of numpy gives the same numbers.
+    """
+    draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if len(shape) > 1:
+        draw /= np.sqrt(np.prod(shape[1:]))
+    elif name.endswith("weight"):
+        draw = 1 + 0.2 * draw
+    else:
+        draw *= 0.2
+    return draw.astype(np.float32)
+
+
+def images(batch: int, channels: int, size: int) -> np.ndarray:
+    """Float32 [batch, channels, size, size], standard normal."""
+    return np.random.RandomState(0).standard_normal((batch, channels, size, size)).astype("float32")
+
+
+TIMES = [0, 37, 999]
+LABELS = [0, 3, 9]

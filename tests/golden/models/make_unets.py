@@ -1,0 +1,104 @@
+"""Outputs of other people's U-Nets, for tests/models/pretrained. Needs torch and diffusers.
+
+    python make_unets.py GUIDED_DIFFUSION IMPROVED_DIFFUSION
+
+The arguments are checkouts of github.com/openai/guided-diffusion and openai/improved-diffusion.
+Writes <case>.json (names and shapes of the state dict; for diffusers also its config) and
+<case>.npz (the output [batch, channels, height, width] for the inputs of generated.py).
+"""
+
+import json
+import pathlib
+import sys
+
+import generated
+import numpy as np
+import torch
+
+HERE = pathlib.Path(__file__).parent
+SIZE = 16
+
+
+def save(case: str, model: torch.nn.Module, config=None, **inputs) -> None:
+    """Fills `model` with generated weights, runs it and writes the two files of `case`."""
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    weights = {name: torch.tensor(generated.tensor(name, shape)) for name, shape in shapes.items()}
+    model.load_state_dict(weights)
+    x = torch.tensor(generated.images(len(generated.TIMES), 3, SIZE))
+    with torch.no_grad():
+        output = model.eval()(x, torch.tensor(generated.TIMES), **inputs)
+    output = getattr(output, "sample", output).numpy()
+    print(f"{case}: {len(shapes)} tensors, output {output.shape} of std {output.std():.3f}")
+    (HERE / f"{case}.json").write_text(json.dumps({"config": config, "shapes": shapes}))
+    np.savez_compressed(HERE / f"{case}.npz", output=output)
+
+
+def diffusers_ddpm() -> None:
+    """The architecture of google/ddpm-cifar10-32, narrower and with fewer levels."""
+    from diffusers import UNet2DModel
+
+    config = {
+        "act_fn": "silu",
+        "attention_head_dim": None,
+        "block_out_channels": [32, 64, 64],
+        "center_input_sample": False,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "in_channels": 3,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-6,
+        "norm_num_groups": 16,
+        "out_channels": 3,
+        "sample_size": SIZE,
+        "time_embedding_type": "positional",
+        "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    }
+    save("diffusers_ddpm", UNet2DModel(**config), config)
+
+
+def guided_diffusion() -> None:
+    """ADM: scale-shift, resampling in residual blocks, channels per head, labels, learned sigma."""
+    from guided_diffusion.unet import UNetModel
+
+    model = UNetModel(
+        image_size=SIZE,
+        in_channels=3,
+        model_channels=32,
+        out_channels=6,
+        num_res_blocks=1,
+        attention_resolutions=(2, 4),
+        channel_mult=(1, 2, 2),
+        num_classes=10,
+        num_head_channels=16,
+        use_scale_shift_norm=True,
+        resblock_updown=True,
+        use_new_attention_order=True,
+    )
+    save("guided_diffusion", model, y=torch.tensor(generated.LABELS))
+
+
+def improved_diffusion() -> None:
+    """iDDPM: scale-shift, four heads in the first order, convolutions between levels."""
+    from improved_diffusion.unet import UNetModel
+
+    model = UNetModel(
+        in_channels=3,
+        model_channels=32,
+        out_channels=6,
+        num_res_blocks=2,
+        attention_resolutions=(2,),
+        channel_mult=(1, 2),
+        num_heads=4,
+        use_scale_shift_norm=True,
+    )
+    save("improved_diffusion", model)
+
+
+if __name__ == "__main__":
+    sys.path += sys.argv[1:3]
+    diffusers_ddpm()
+    guided_diffusion()
+    improved_diffusion()
