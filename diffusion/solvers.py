@@ -1,0 +1,170 @@
+"""Rules of one sampling step, from a noise level to the next.
+
+Coefficients are made once on the host in float64 from differences of logsnr; the step itself only
+multiplies and adds. Every solver takes every scaling (vp, ve, flow) and parameterization.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from diffusion.denoiser import Prediction
+from diffusion.gaussian import learned_range_log_variance, posterior, reverse_chain
+from diffusion.levels import AnyArray, NoiseLevel, namespace
+from diffusion.options import check_option
+
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+Table = Float64[np.ndarray, " steps"]
+# A denoiser with its condition bound.
+Bound = Callable[[AnyArray, NoiseLevel], Prediction]
+
+
+class Solver(abc.ABC):
+    """plan(grid) on the host, then init, step for each row of the plan, output.
+
+    A plan is a NamedTuple of arrays with leading axis N, with at least `now` and `next`.
+    """
+
+    @abc.abstractmethod
+    def plan(self, grid: NoiseLevel) -> Any:
+        """Coefficients of the N steps of a grid of N + 1 levels, float64 numpy."""
+
+    @abc.abstractmethod
+    def step(
+        self, state: Any, denoiser: Bound, plan: Any, noise: Float[AnyArray, "batch *shape"]
+    ) -> Any:
+        """The state at `plan.next`, for one row of the plan; noise is standard normal."""
+
+    def init(self, x: Float[AnyArray, "batch *shape"]) -> Any:
+        """The state at the first level: here x itself."""
+        return x
+
+    def output(self, state: Any) -> Float[AnyArray, "batch *shape"]:
+        """The sample of the last state: here the state itself."""
+        return state
+
+
+def _pairs(grid: NoiseLevel) -> tuple[NoiseLevel, NoiseLevel]:
+    return NoiseLevel(*(f[:-1] for f in grid)), NoiseLevel(*(f[1:] for f in grid))
+
+
+class DDPMPlan(NamedTuple):
+    """mean = x0_coef x0 + z_coef x; noise_scale is 0 in a step to clean data and 1 elsewhere."""
+
+    now: NoiseLevel
+    next: NoiseLevel
+    x0_coef: Table
+    z_coef: Table
+    log_small: Table
+    log_large: Table
+    noise_scale: Table
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPM(Solver):
+    """Ancestral sampling: the posterior's mean at the predicted x0 (DDPM, algorithm 2)."""
+
+    variance: Variance
+
+    def __post_init__(self):
+        check_option("ddpm: variance", self.variance, get_args(Variance))
+
+    def plan(self, grid: NoiseLevel) -> DDPMPlan:
+        """Chain over the visited levels: its betas are those of the respaced process."""
+        now, after = _pairs(grid)
+        chain = reverse_chain(grid)
+        clean = after.sigma == 0.0
+        log_large = chain.log_large
+        if self.variance == "fixed_large":
+            # OpenAI's rule "for a better decoder likelihood"; no noise is added there anyway.
+            log_large = np.where(clean, chain.log_small, log_large)
+        noise_scale = np.where(clean, 0.0, 1.0)
+        return DDPMPlan(
+            now, after, chain.x0_coef, chain.z_coef, chain.log_small, log_large, noise_scale
+        )
+
+    def log_variance(self, prediction: Prediction, plan: DDPMPlan) -> AnyArray:
+        """log variance of p(z_next | z_now) before `noise_scale`."""
+        if self.variance == "fixed_small":
+            return plan.log_small
+        if self.variance == "fixed_large":
+            return plan.log_large
+        if prediction.variance_fraction is None:
+            raise ValueError(
+                "ddpm(variance='learned_range') needs a network with a learned variance, and this "
+                "one predicts none. Use 'fixed_small' or 'fixed_large', or train with "
+                "diffusion.variance='learned_range'."
+            )
+        return learned_range_log_variance(
+            prediction.variance_fraction, plan.log_small, plan.log_large
+        )
+
+    def step(
+        self,
+        state: Float[AnyArray, "batch *shape"],
+        denoiser: Bound,
+        plan: DDPMPlan,
+        noise: Float[AnyArray, "batch *shape"],
+    ) -> Float[AnyArray, "batch *shape"]:
+        """A draw from p(z_next | z_now)."""
+        prediction = denoiser(state, plan.now)
+        mean = plan.x0_coef * prediction.x0 + plan.z_coef * state
+        std = namespace(state).exp(0.5 * self.log_variance(prediction, plan))
+        return mean + plan.noise_scale * std * noise
+
+
+def ddpm(variance: Variance = "fixed_small") -> DDPM:
+    """Ancestral sampling with variance 'fixed_small', 'fixed_large' (beta) or 'learned_range'."""
+    return DDPM(variance)
+
+
+class DDIMPlan(NamedTuple):
+    """x_next = x0_coef x0 + eps_coef eps + noise_std noise."""
+
+    now: NoiseLevel
+    next: NoiseLevel
+    x0_coef: Table
+    eps_coef: Table
+    noise_std: Table
+
+
+@dataclasses.dataclass(frozen=True)
+class DDIM(Solver):
+    """Song et al. 2021, eq. 12, with the noise eta times that of the posterior (eq. 16)."""
+
+    eta: float
+
+    def __post_init__(self):
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"ddim: eta={self.eta} must lie in [0, 1]")
+
+    def plan(self, grid: NoiseLevel) -> DDIMPlan:
+        """eps_coef^2 + noise_std^2 = sigma_next^2."""
+        now, after = _pairs(grid)
+        eta2 = self.eta**2
+        # sigma_next^2 - eta^2 (posterior variance), without the difference.
+        ratio = (1.0 - eta2) + eta2 * np.exp(now.logsnr - after.logsnr)
+        noise_std = self.eta * np.sqrt(posterior(now, after).variance)
+        return DDIMPlan(now, after, after.alpha, after.sigma * np.sqrt(ratio), noise_std)
+
+    def step(
+        self,
+        state: Float[AnyArray, "batch *shape"],
+        denoiser: Bound,
+        plan: DDIMPlan,
+        noise: Float[AnyArray, "batch *shape"],
+    ) -> Float[AnyArray, "batch *shape"]:
+        """The predicted image, noised again to the next level."""
+        prediction = denoiser(state, plan.now)
+        return (
+            plan.x0_coef * prediction.x0 + plan.eps_coef * prediction.eps + plan.noise_std * noise
+        )
+
+
+def ddim(eta: float = 0.0) -> DDIM:
+    """Deterministic at eta = 0; at eta = 1 ancestral sampling with the posterior's variance."""
+    return DDIM(eta)
