@@ -1,0 +1,60 @@
+"""Set-up of every test process: eight CPU devices, checked shapes, no network."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+if "jax" in sys.modules:
+    raise RuntimeError("jax was imported before tests/conftest.py could set its devices")
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+# Programs compiled by an earlier run are read back; the first run pays.
+cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "jax-diffusion"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+import hypothesis
+import pytest
+from absl import flags
+from jaxtyping import install_import_hook
+
+# Every shape and type in these packages' signatures is checked at each call.
+CHECKED = ("diffusion", "models", "input_pipeline", "training", "evaluation", "pipelines")
+install_import_hook(CHECKED, "beartype.beartype")
+
+hypothesis.settings.register_profile(
+    "project", max_examples=20, deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("project")
+
+# Grain's worker processes read absl flags, which only a main program parses.
+flags.FLAGS.mark_as_parsed()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.slow or config.option.markexpr:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Fails a test that would leave the machine."""
+    connect = socket.socket.connect
+
+    def local_only(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise RuntimeError(f"a test tried to reach {address}; tests use no network")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)

@@ -1,0 +1,1 @@
+"""Training: mesh and sharding, train state, optimizer, EMA, checkpoints, tasks and the loop."""

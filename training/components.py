@@ -1,0 +1,215 @@
+"""Components named by strings: `build(SCHEDULES, 'cosine(timesteps=4000)', field)`.
+
+A registry is a plain dict of functions (or classes). The string is parsed, never evaluated: it is a
+name, or a call of it with keyword arguments that are literals.
+"""
+
+import ast
+import difflib
+import functools
+import importlib
+import inspect
+import operator
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+# Fields that are just a name, and the registry that has it.
+NAMES = {"task": "training.tasks:TASKS", "model.name": "models:MODELS"}
+# Fields that name a component as a call, or a tuple of them. Metrics are checked by the evaluation,
+# which training does not know.
+CALLS = {
+    "data.source": "input_pipeline:SOURCES",
+    "data.augmentations": "input_pipeline:AUGMENTATIONS",
+    "diffusion.schedule": "diffusion:SCHEDULES",
+    "diffusion.parameterization": "diffusion:PARAMETERIZATIONS",
+    "diffusion.weighting": "diffusion:WEIGHTINGS",
+    "diffusion.time_sampler": "diffusion:TIME_SAMPLERS",
+    "optimizer.name": "training.optimizer:OPTIMIZERS",
+    "sample.solver": "diffusion:SOLVERS",
+    "sample.grid": "diffusion:GRIDS",
+}
+
+
+class ConfigError(ValueError):
+    """A mistake in a config or on the command line; the message is all that its author needs."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """A half sentence that lists what is allowed, the likeliest meant first."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return hint + ("allowed: " + ", ".join(allowed) if allowed else "none is allowed")
+
+
+def parse(string: str) -> tuple[str, dict[str, Any]]:
+    """Splits `"ddpm(variance='fixed_large')"` into `("ddpm", {"variance": "fixed_large"})`.
+
+    Raises:
+        ConfigError: the string is not a name, or a call of one with literal keyword arguments.
+    """
+    mistake = ConfigError(
+        f"{string!r} does not read like 'name' or 'name(argument=value, ...)' with plain values"
+    )
+    try:
+        node = ast.parse(string.strip(), mode="eval").body
+    except (SyntaxError, ValueError):
+        raise mistake from None
+    if isinstance(node, ast.Name):
+        return node.id, {}
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise mistake
+    if node.args:
+        raise ConfigError(
+            f"{string!r}: write each argument with its name, {node.func.id}(argument=value)"
+        )
+    arguments = {}
+    for keyword in node.keywords:
+        try:
+            value = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError):
+            value = ast.unparse(keyword.value)
+            raise ConfigError(
+                f"{string!r}: {value} is not a plain value (a number, True, None, a string in "
+                "quotes, a tuple of these)"
+            ) from None
+        if keyword.arg is None:
+            raise mistake
+        arguments[keyword.arg] = value
+    return node.func.id, arguments
+
+
+def lookup(registry: Mapping[str, Any], name: str, field: str) -> Any:
+    """The registry's entry of a plain name; `field` is the config field that gives it."""
+    if name not in registry:
+        raise ConfigError(f"{field} = {name!r}: no such name; {nearest(name, registry)}")
+    return registry[name]
+
+
+def resolve(
+    registry: Mapping[str, Callable], string: str, field: str, context: Iterable[str] = ()
+) -> tuple[Callable, dict[str, Any]]:
+    """The callable and the arguments that a string names, checked but not called.
+
+    Args:
+        registry: names and their callables.
+        string: as `parse` reads it.
+        field: the config field that gives the string, for messages: `config.diffusion.schedule`.
+        context: names of arguments that the program supplies, and so the string may not.
+
+    Raises:
+        ConfigError: unknown name or argument, or a value of another type than the annotated.
+    """
+    try:
+        name, arguments = parse(string)
+    except ConfigError as error:
+        raise ConfigError(f"{field} = {error}") from None
+    if name not in registry:
+        raise ConfigError(f"{field} = {string!r}: no {name!r}; {nearest(name, registry)}")
+    component = registry[name]
+    parameters = inspect.signature(component).parameters
+    free = set(_named(parameters)) - set(context)
+    for argument, value in arguments.items():
+        if argument in context or (argument not in free and not _takes_any(parameters)):
+            raise ConfigError(
+                f"{field} = {string!r}: {name} has no argument {argument!r}; "
+                f"{nearest(argument, free)}"
+            )
+        annotation = parameters[argument].annotation if argument in parameters else Any
+        if not _fits(value, annotation):
+            raise ConfigError(
+                f"{field} = {string!r}: {argument} must be {_spell(annotation)}, not {value!r}"
+            )
+    return component, arguments
+
+
+def build(registry: Mapping[str, Callable], string: str, field: str, **context: Any) -> Any:
+    """Calls the component that a string names.
+
+    Args:
+        registry: names and their callables.
+        string: as `parse` reads it.
+        field: the config field that gives the string, for messages: `config.diffusion.schedule`.
+        **context: what the program supplies beside the literals (a schedule, a learning rate). A
+            component gets those that its signature names, so it asks for what it needs and no more.
+
+    Raises:
+        ConfigError: as `resolve`; a required argument is missing; or the component refused a value
+            (a ValueError of its own).
+    """
+    component, arguments = resolve(registry, string, field, context)
+    parameters = inspect.signature(component).parameters
+    given = {k: v for k, v in context.items() if k in parameters or _takes_any(parameters)}
+    missing = [
+        name
+        for name in _named(parameters)
+        if parameters[name].default is inspect.Parameter.empty and name not in arguments | given
+    ]
+    if missing:
+        name = string.split("(")[0].strip()
+        wanted = ", ".join(f"{argument}=..." for argument in missing)
+        raise ConfigError(f"{field} = {string!r}: write {name}({wanted}); it has no default")
+    try:
+        return component(**arguments, **given)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{field} = {string!r}: {error}") from error
+
+
+def check(config: Mapping) -> None:
+    """Checks the name and arguments of every component of a config; builds and compiles nothing.
+
+    This imports the packages that hold the registries, and with them JAX;
+    `training.config.validate` is the part of the checks that does without.
+    """
+
+    def registry(place):
+        module, name = place.split(":")
+        return getattr(importlib.import_module(module), name)
+
+    def value(field):
+        return functools.reduce(operator.getitem, field.split("."), config)
+
+    for field, place in NAMES.items():
+        lookup(registry(place), value(field), f"config.{field}")
+    calls = CALLS | {f"ema.{name}": "training.ema:EMAS" for name in config["ema"]}
+    for field, place in calls.items():
+        given = value(field)
+        for string in (given,) if isinstance(given, str) else given:
+            resolve(registry(place), string, f"config.{field}")
+
+
+def _named(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """Parameters that a keyword argument can reach."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, parameter in parameters.items() if parameter.kind in kinds]
+
+
+def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a literal is of an annotated plain type; what is not a plain type fits all."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return value in typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(annotation))
+    if annotation in (None, type(None)):
+        return value is None
+    kind = origin or annotation
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in (bool, str, tuple) else True
+
+
+def _spell(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Literal:
+        return " or ".join(repr(option) for option in typing.get_args(annotation))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

@@ -1,0 +1,354 @@
+"""What may be done with a config: check it, freeze it, store it, compare it. Needs no JAX."""
+
+import difflib
+import fnmatch
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from configs import base
+from training.components import ConfigError, nearest
+
+# Fields of the section `model`, by its name.
+NETWORKS = {"unet": base.unet}
+# Fields that a resumed run may change: nothing that was computed before depends on them.
+RESUMABLE = (
+    "train.steps",
+    "log.*",
+    "checkpoint.*",
+    "sample.*",
+    "evaluate.*",
+    "profile",
+    "data.workers",
+    "data.prefetch",
+    "mesh.*",
+)
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted path: `{"train.steps": 5, ...}`."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def no_field(field: str, known: Collection[str]) -> str:
+    """What is wrong with a dotted path that is not in `known`, and what was likely meant."""
+    close = difflib.get_close_matches(field, known, 1)
+    if close:
+        return f"no such field; did you mean config.{close[0]}?"
+    section = field.rpartition(".")[0]
+    beside = [name for name in known if name.rpartition(".")[0] == section] if section else []
+    names = beside or sorted({name.split(".")[0] for name in known})
+    return "no such field; there are " + ", ".join(f"config.{name}" for name in names)
+
+
+def load(source: epath.PathLike | Mapping) -> ConfigDict:
+    """Reads a stored config on top of the defaults of `configs.base`.
+
+    Args:
+        source: a path of a JSON file that `save` wrote, or its content as a dict. What it lacks
+            (it is of an older version) keeps its default.
+
+    Raises:
+        ConfigError: no such file, not JSON, or fields that this version does not have.
+    """
+    where = "config"
+    if not isinstance(source, Mapping):
+        where = str(source)
+        try:
+            source = json.loads(epath.Path(source).read_text())
+        except FileNotFoundError:
+            raise ConfigError(f"{where}: no such file") from None
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{where} is not JSON: {error}") from None
+        if not isinstance(source, dict):
+            raise ConfigError(f"{where} holds no config, but a {type(source).__name__}")
+    stored = _tuples(source)
+    config = _defaults(stored)
+    known = flatten(config)
+    unknown = [field for field in flatten(stored) if field not in known]
+    if unknown:
+        raise ConfigError(
+            "\n".join(f"{where}: config.{field}: {no_field(field, known)}" for field in unknown)
+        )
+    try:
+        config.update(stored)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return config
+
+
+def save(config: ConfigDict | FrozenConfigDict, path: epath.PathLike) -> None:
+    """Writes a config as JSON, in one go: a reader sees the old file or the new one."""
+    path = epath.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def freeze(config: ConfigDict) -> FrozenConfigDict:
+    """The config that a run is given: no field can change, whole floats are floats."""
+    return FrozenConfigDict(load(config.to_dict()))
+
+
+def differences(
+    old: ConfigDict | FrozenConfigDict, new: ConfigDict | FrozenConfigDict
+) -> list[tuple[str, Any, Any]]:
+    """Fields that differ, as (dotted path, old value, new value); None where one lacks it."""
+    old, new = flatten(old.to_dict()), flatten(new.to_dict())
+    return [
+        (field, old.get(field), new.get(field))
+        for field in sorted(old | new)
+        if old.get(field) != new.get(field)
+    ]
+
+
+def check_resumable(old: ConfigDict | FrozenConfigDict, new: ConfigDict | FrozenConfigDict) -> None:
+    """Refuses to continue a run of config `old` under config `new` where results would differ.
+
+    A changed train.steps is refused where the learning rate decays towards it: the steps already
+    taken would have had other learning rates.
+
+    Raises:
+        ConfigError: the fields with both values.
+    """
+    changed = differences(old, new)
+    fixed = [
+        change
+        for change in changed
+        if not any(fnmatch.fnmatchcase(change[0], pattern) for pattern in RESUMABLE)
+    ]
+    lines = [f"config.{field}: {before!r} -> {after!r}" for field, before, after in fixed]
+    decay = new.optimizer.decay
+    if decay != "constant" and old.train.steps != new.train.steps:
+        lines.append(
+            f"config.train.steps: {old.train.steps} -> {new.train.steps} (it may change only "
+            f"without decay; config.optimizer.decay = {decay!r} ends at train.steps)"
+        )
+    if lines:
+        raise ConfigError(
+            "this work directory holds a run of another config:\n  "
+            + "\n  ".join(lines)
+            + "\ntake the old values to resume it, or another --workdir to start anew"
+        )
+
+
+def validate(config: ConfigDict | FrozenConfigDict) -> None:
+    """Checks all that can be seen without data, JAX or compilation.
+
+    Components (strings that read like calls) are checked by `training.components.check`.
+
+    Raises:
+        ConfigError: one line for each mistake: field, value, what it must be.
+    """
+    for check in (_check_names, _check_types, _check_values, _check_together):
+        mistakes = [f"config.{mistake}" for mistake in check(config)]
+        if mistakes:
+            raise ConfigError("\n".join(mistakes))
+
+
+def _tuples(value: Any) -> Any:
+    """Turns lists into tuples: JSON has no tuples, configs have no lists."""
+    if isinstance(value, Mapping):
+        return {name: _tuples(v) for name, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _defaults(given: Mapping) -> ConfigDict:
+    """`configs.base` with the sections whose fields depend on the config itself.
+
+    The names under ema are the config's own. The fields of model are those of the network; where
+    NETWORKS has none of its name they are taken as given, and the network itself checks them.
+    """
+    config = base.get_config()
+    if isinstance(given.get("ema"), Mapping | ConfigDict):
+        config.ema = ConfigDict(dict(given["ema"]))
+    model = given.get("model")
+    if isinstance(model, Mapping | ConfigDict):
+        fields = NETWORKS.get(model.get("name", config.model.name))
+        config.model = fields() if fields else ConfigDict(dict(model))
+    return config
+
+
+def _check_names(config) -> Iterator[str]:
+    expected = flatten(_defaults(config))
+    given = flatten(config)
+    for field in given:
+        if field not in expected:
+            yield f"{field}: {no_field(field, expected)}"
+    for field in expected:
+        if field not in given:
+            yield f"{field} is missing; its default is {expected[field]!r}"
+
+
+TYPES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a string",
+    tuple: "a tuple",
+}
+
+
+def _check_types(config) -> Iterator[str]:
+    given = flatten(config)
+    for field, default in flatten(_defaults(config)).items():
+        value, kind = given[field], type(default)
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            yield f"{field} = {value!r}: must be {TYPES[kind]}"
+    for field in ("data.augmentations", "evaluate.metrics"):
+        if any(not isinstance(item, str) for item in given[field]):
+            yield f"{field} = {given[field]!r}: must be a tuple of strings"
+
+
+# What a value may be: a test, and the words for it.
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _at_least(low: float) -> Rule:
+    return lambda value: low <= value < math.inf, f"{low} or more"
+
+
+def _one_of(*options) -> Rule:
+    return lambda value: value in options, " or ".join(repr(option) for option in options)
+
+
+def _whole_numbers(value: Sequence) -> bool:
+    return all(type(item) is int and item > 0 for item in value)
+
+
+UNET_RULES: dict[str, Rule] = {
+    "model.channels": _at_least(1),
+    "model.channel_mult": (
+        lambda value: len(value) > 0 and _whole_numbers(value),
+        "one whole number of 1 or more for each level",
+    ),
+    "model.num_res_blocks": _at_least(1),
+    "model.attention_resolutions": (_whole_numbers, "whole numbers of 1 or more"),
+    "model.num_heads": _at_least(1),
+    "model.head_channels": _at_least(0),
+    "model.dropout": (lambda value: 0 <= value < 1, "at least 0 and less than 1"),
+    "model.conditioning": _one_of("add", "scale_shift"),
+    "model.resample": _one_of("conv", "resblock"),
+    "model.time_embedding": _one_of("ddpm", "adm"),
+    "model.norm_groups": _at_least(1),
+    "model.norm_eps": (lambda value: 0 < value < 1, "more than 0 and less than 1"),
+    "model.init": _one_of("ddpm", "torch"),
+    "model.num_classes": _at_least(0),
+    "model.attention": _one_of("xla", "cudnn"),
+    "model.dtype": _one_of("float32", "bfloat16"),
+}
+
+RULES: dict[str, Rule] = {
+    "seed": (lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1"),
+    "data.image_size": _at_least(1),
+    "data.channels": _one_of(1, 3),
+    "data.workers": _at_least(0),
+    "data.prefetch": _at_least(1),
+    "data.on_bad_image": _one_of("raise", "skip"),
+    "diffusion.loss": _one_of("simple", "hybrid", "vlb"),
+    "diffusion.variance": _one_of("fixed", "learned_range"),
+    "diffusion.label_dropout": (lambda value: 0 <= value <= 1, "a probability, from 0 to 1"),
+    "train.steps": _at_least(0),
+    "train.batch_size": _at_least(1),
+    "train.accumulate": _at_least(1),
+    "train.max_bad_steps": _at_least(1),
+    "optimizer.learning_rate": _at_least(0),
+    "optimizer.warmup_steps": _at_least(0),
+    "optimizer.decay": _one_of("constant", "cosine", "linear"),
+    "optimizer.clip_norm": _at_least(0),
+    **{
+        f"mesh.{axis}": (lambda value: value == -1 or value >= 1, "-1 (the rest) or 1 or more")
+        for axis in ("data", "fsdp", "tensor")
+    },
+    "checkpoint.every": _at_least(1),
+    "checkpoint.keep": _at_least(1),
+    "checkpoint.keep_every": _at_least(0),
+    "log.every": _at_least(1),
+    "log.preview_every": _at_least(0),
+    "log.preview_count": _at_least(1),
+    "log.peak_flops": _at_least(0),
+    "profile": _at_least(0),
+    "sample.steps": _at_least(1),
+    "sample.clip": _one_of("none", "static"),
+    "sample.eps_after_clip": _one_of("rederive", "raw"),
+    "sample.last_step": _one_of("zero", "sigma_min"),
+    "sample.guidance": (math.isfinite, "a finite number"),
+    "sample.count": _at_least(1),
+    "sample.batch_size": _at_least(1),
+    "sample.seed": (lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1"),
+    "sample.checkpoint": (lambda value: value >= -1, "-1 (the newest) or a step"),
+}
+
+
+def _check_values(config) -> Iterator[str]:
+    given = flatten(config)
+    rules = RULES | UNET_RULES if config.model.name == "unet" else RULES
+    for field, (fits, allowed) in rules.items():
+        if not fits(given[field]):
+            yield f"{field} = {given[field]!r}: must be {allowed}"
+
+
+def _check_together(config) -> Iterator[str]:
+    """Fields that must fit each other."""
+    model, train, sample = config.model, config.train, config.sample
+    classes, null_class = model.get("num_classes", 0), model.get("null_class", False)
+    if train.batch_size % train.accumulate:
+        yield (
+            f"train.batch_size = {train.batch_size}: must be a multiple of "
+            f"config.train.accumulate = {train.accumulate}"
+        )
+    if null_class and not classes:
+        yield "model.null_class = True: needs classes; set config.model.num_classes"
+    for field, value, off in (
+        ("diffusion.label_dropout", config.diffusion.label_dropout, 0),
+        ("sample.guidance", sample.guidance, 1),
+    ):
+        if value != off and not null_class:
+            yield f"{field} = {value!r}: must be {off}, or set config.model.null_class=True"
+    if model.name == "unet":
+        halvings = len(model.channel_mult) - 1
+        if config.data.image_size % 2**halvings:
+            yield (
+                f"data.image_size = {config.data.image_size}: must be a multiple of "
+                f"{2**halvings}, as config.model.channel_mult halves it {halvings} times"
+            )
+    loss, variance = config.diffusion.loss, config.diffusion.variance
+    if loss == "simple" and variance != "fixed":
+        yield (
+            f"diffusion.loss = 'simple': must be 'hybrid' or 'vlb' to train the variance of "
+            f"config.diffusion.variance = {variance!r}"
+        )
+    if loss != "simple" and variance == "fixed":
+        yield f"diffusion.loss = {loss!r}: needs config.diffusion.variance='learned_range'"
+    for name in config.ema:
+        if not name.isidentifier() or name == "params":
+            yield f"ema.{name}: must be a plain name other than 'params', which is the raw ones'"
+        elif not isinstance(config.ema[name], str):
+            yield f"ema.{name} = {config.ema[name]!r}: must be a string like 'constant(decay=0.9)'"
+    if sample.ema != "params" and sample.ema not in config.ema:
+        yield f"sample.ema = {sample.ema!r}: {nearest(sample.ema, [*config.ema, 'params'])}"
+    if sum(size == -1 for size in config.mesh.values()) > 1:
+        yield f"mesh = {dict(config.mesh)}: -1 (the rest) can stand at one axis only"
+    every, keep_every = config.checkpoint.every, config.checkpoint.keep_every
+    if keep_every % every:
+        yield (
+            f"checkpoint.keep_every = {keep_every}: must be a multiple of "
+            f"config.checkpoint.every = {every}"
+        )
+    if sample.labels != "cycle":
+        label = int(sample.labels) if sample.labels.isdecimal() else -1
+        if not 0 <= label < classes:
+            yield (
+                f"sample.labels = {sample.labels!r}: must be 'cycle'"
+                + (f" or a class from '0' to '{classes - 1}'" if classes else "")
+            )
