@@ -1,0 +1,90 @@
+"""From a config to everything that training needs: task, mesh, state and step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from training import components, ema, mesh, optimizer, state, step, tasks
+from training.components import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One experiment, built but not started; nothing is compiled or allocated yet."""
+
+    task: tasks.Task
+    mesh: Mesh
+    abstract_state: state.TrainState
+    init_state: Callable[[], state.TrainState]
+    batch_spec: dict[str, jax.ShapeDtypeStruct]
+    # (state, batch) -> state, jitted, the state donated.
+    train_step: Callable
+
+    def batch_sharding(self) -> NamedSharding:
+        """How batches lie on the mesh."""
+        return mesh.batch_sharding(self.mesh)
+
+
+def build(config: ConfigDict, devices=None) -> Run:
+    """Builds the run of a config.
+
+    Args:
+        config: checked by `training.config.validate`.
+        devices: of the mesh; all devices when None.
+    """
+    device_mesh = mesh.make_mesh(**config.mesh, devices=devices)
+    ways = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
+    micro = config.train.batch_size // config.train.accumulate
+    if micro % ways:
+        raise ConfigError(
+            f"config.train.batch_size: {config.train.batch_size} over config.train.accumulate = "
+            f"{config.train.accumulate} is {micro} examples, which {ways} devices (data x fsdp) "
+            "cannot share evenly; take a multiple"
+        )
+    make_task = components.lookup(tasks.TASKS, config.task, "config.task")
+    task = make_task(config)
+    rate: optax.Schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
+    transform = optimizer.make_optimizer(config.optimizer, config.train.steps)
+    decays = ema.make_emas(config.ema)
+    spec = {
+        name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=mesh.batch_sharding(device_mesh))
+        for name, s in task.batch_spec(config.train.batch_size).items()
+    }
+    init = functools.partial(
+        state.initial_state,
+        task,
+        transform,
+        tuple(decays),
+        step.metric_names(task, spec),
+        config.seed,
+    )
+    abstract, init_state = state.sharded_init(init, device_mesh)
+    train_step = step.make_train_step(
+        task,
+        transform,
+        rate,
+        decays,
+        device_mesh,
+        accumulate=config.train.accumulate,
+        log_every=config.log.every,
+        max_bad_steps=config.train.max_bad_steps,
+    )
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return Run(
+        task=task,
+        mesh=device_mesh,
+        abstract_state=abstract,
+        init_state=init_state,
+        batch_spec=spec,
+        train_step=jax.jit(
+            train_step,
+            in_shardings=(placed, mesh.batch_sharding(device_mesh)),
+            out_shardings=placed,
+            donate_argnums=0,
+        ),
+    )

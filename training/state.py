@@ -1,0 +1,67 @@
+"""The train state: everything that a resumed run needs to go on bit for bit."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+
+from training import mesh as meshes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What one training step takes and gives. The loader's position is kept beside it."""
+
+    step: Int[Array, ""]
+    params: dict
+    opt_state: Any
+    # Averages of params, by name.
+    ema: dict[str, dict]
+    # Root of all randomness of training; step s uses fold_in(rng, s).
+    rng: Key[Array, ""]
+    # Sums of the metrics over the good steps since the last log line, and how many those are.
+    metrics: dict[str, Float[Array, ""]]
+    window: Int[Array, ""]
+    # Steps skipped for a NaN or infinite gradient: all of them, those in a row up to now, and the
+    # number of the first of that row.
+    bad_steps: Int[Array, ""]
+    bad_streak: Int[Array, ""]
+    bad_since: Int[Array, ""]
+
+
+def initial_state(task, optimizer: optax.GradientTransformation, ema_names, metrics, seed: int):
+    """State before the first step (to be traced, see `sharded_init`)."""
+    init_rng, train_rng = jax.random.split(jax.random.key(seed))
+    params = task.init(init_rng)
+
+    def zero():
+        return jnp.zeros((), jnp.int32)
+
+    return TrainState(
+        step=zero(),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema={name: jax.tree.map(jnp.copy, params) for name in ema_names},
+        rng=train_rng,
+        metrics={name: jnp.zeros((), jnp.float32) for name in metrics},
+        window=zero(),
+        bad_steps=zero(),
+        bad_streak=zero(),
+        bad_since=zero(),
+    )
+
+
+def sharded_init(init, mesh: Mesh):
+    """Makes a state on the mesh, no leaf ever whole on one device unless its sharding says so.
+
+    Returns:
+        (abstract state with shardings, function () -> state).
+    """
+    abstract = jax.eval_shape(init)
+    sharding = meshes.state_sharding(abstract, mesh)
+    return meshes.with_sharding(abstract, sharding), jax.jit(init, out_shardings=sharding)

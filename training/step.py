@@ -1,0 +1,115 @@
+"""One training step: gradient (over microbatches), guard, update, averages, running metrics."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from training import ema
+from training.mesh import batch_sharding
+from training.state import TrainState
+
+
+def _microbatches(batch, count: int, mesh: Mesh):
+    """[B, ...] -> [count, B / count, ...], each device keeping the rows that it has."""
+    sharding = batch_sharding(mesh)
+
+    def split(x):
+        x = jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
+        spec = jax.sharding.PartitionSpec(None, *sharding.spec)
+        return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
+
+    return jax.tree.map(split, batch)
+
+
+def gradient(loss: Callable, params, batch, rng, accumulate: int, mesh: Mesh):
+    """Mean loss, metrics and gradient over `accumulate` microbatches, one after the other."""
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        return value_and_grad(params, batch, rng)
+
+    def one(total, item):
+        index, micro = item
+        result = value_and_grad(params, micro, jax.random.fold_in(rng, index))
+        return jax.tree.map(jnp.add, total, result), None
+
+    micros = _microbatches(batch, accumulate, mesh)
+    first = jax.tree.map(lambda x: x[0], micros)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(value_and_grad, params, first, rng),
+    )
+    total, _ = jax.lax.scan(one, zeros, (jnp.arange(accumulate), micros))
+    return jax.tree.map(lambda x: x / accumulate, total)
+
+
+def make_train_step(
+    task,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    decays: Mapping[str, ema.Decay],
+    mesh: Mesh,
+    *,
+    accumulate: int,
+    log_every: int,
+    max_bad_steps: int,
+) -> Callable[[TrainState, Mapping], TrainState]:
+    """The function (state, batch) -> state of one step, to be jitted with the state donated.
+
+    A step whose loss or gradient is NaN or infinite changes only the counters. After
+    `max_bad_steps` of them in a row nothing changes any more, so that the loop, which looks at the
+    counters only where it logs, finds the state as it was before the first of them.
+    """
+
+    def train_step(state: TrainState, batch) -> TrainState:
+        rng = jax.random.fold_in(state.rng, state.step)
+        (loss, metrics), grads = gradient(task.loss, state.params, batch, rng, accumulate, mesh)
+        grad_norm = optax.tree.norm(grads)
+
+        halted = state.bad_streak >= max_bad_steps
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
+        good = finite & ~halted
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averages = ema.update(state.ema, params, decays, state.step + 1)
+
+        def keep(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+        values = metrics | {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            # The optimizer has counted the good steps only.
+            "learning_rate": learning_rate(state.step - state.bad_steps),
+        }
+        fresh = state.step % log_every == 0
+        sums = {
+            name: jnp.where(fresh, 0, state.metrics[name])
+            + jnp.where(good, jnp.asarray(values[name], jnp.float32), 0)
+            for name in state.metrics
+        }
+        streak = jnp.where(halted, state.bad_streak, jnp.where(finite, 0, state.bad_streak + 1))
+        return TrainState(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            ema=keep(averages, state.ema),
+            rng=state.rng,
+            metrics=sums,
+            window=jnp.where(fresh, 0, state.window) + good,
+            bad_steps=state.bad_steps + ~good,
+            bad_streak=streak,
+            bad_since=jnp.where(state.bad_streak == 0, state.step + 1, state.bad_since),
+        )
+
+    return train_step
+
+
+def metric_names(task, batch_spec: Mapping) -> tuple[str, ...]:
+    """Names of the running metrics: the task's own and the step's."""
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    _, metrics = jax.eval_shape(task.loss, params, batch_spec, jax.random.key(0))
+    return ("loss", *metrics, "grad_norm", "learning_rate")

@@ -1,0 +1,28 @@
+"""What differs between the stages that the loop trains: one file each, one line here."""
+
+from typing import Protocol
+
+import jax
+from jaxtyping import Array, Float, Key
+
+from training.tasks import diffusion
+
+
+class Task(Protocol):
+    """All that the loop knows of what it trains."""
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Fields of a global batch, with shapes and types."""
+
+    def init(self, rng: Key[Array, ""]) -> dict:
+        """Fresh parameters."""
+
+    def loss(self, params, batch, rng) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Mean loss over the batch, and metrics to log."""
+
+    def preview(self, params, rng) -> Float[Array, "count height width channels"]:
+        """Images in [-1, 1] that show how far the training is."""
+
+
+# Called with the whole config.
+TASKS = {"diffusion": diffusion.DiffusionTask}

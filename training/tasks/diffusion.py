@@ -1,0 +1,108 @@
+"""A diffusion model of images: unconditional or of a class."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+import diffusion
+import models
+from training import sampler
+from training.components import build
+
+
+class DiffusionTask:
+    """Trains a network to denoise, as `config.diffusion` says.
+
+    Attributes:
+        network: `models.functional.Network`, called (x, time, condition) -> raw.
+        schedule, parameterization: of `diffusion`.
+        image_shape: (height, width, channels).
+        num_classes: 0 when unconditional.
+        null_label: the label that stands for none, or None.
+    """
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+        settings = config.diffusion
+        self.image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
+        self.num_classes = config.model.num_classes
+        self.null_label = self.num_classes if config.model.null_class else None
+        self.schedule = build(diffusion.SCHEDULES, settings.schedule, "config.diffusion.schedule")
+        self.parameterization = build(
+            diffusion.PARAMETERIZATIONS,
+            settings.parameterization,
+            "config.diffusion.parameterization",
+            schedule=self.schedule,
+        )
+        self.learned_variance = settings.variance == "learned_range"
+        self.objective = diffusion.Objective(
+            schedule=self.schedule,
+            parameterization=self.parameterization,
+            weighting=build(
+                diffusion.WEIGHTINGS, settings.weighting, "config.diffusion.weighting"
+            ),
+            time_sampler=build(
+                diffusion.TIME_SAMPLERS, settings.time_sampler, "config.diffusion.time_sampler"
+            ),
+            loss=settings.loss,
+            variance=settings.variance,
+        )
+        self.network = models.make_network(
+            config.model,
+            in_channels=config.data.channels,
+            out_channels=config.data.channels * (2 if self.learned_variance else 1),
+            image_size=config.data.image_size,
+        )
+        self._preview = None
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Images as uint8, and labels where the model is conditioned on them."""
+        spec = {"image": jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.uint8)}
+        if self.num_classes:
+            spec["label"] = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        return spec
+
+    def init(self, rng: Key[Array, ""]) -> dict:
+        """Fresh parameters of the network."""
+        return self.network.init(rng)
+
+    def condition(self, batch: Mapping, rng: Key[Array, ""]) -> dict | None:
+        """What the network is told of each image; labels are dropped at the configured rate."""
+        if not self.num_classes:
+            return None
+        label = batch["label"]
+        if self.config.diffusion.label_dropout > 0:
+            drop = jax.random.bernoulli(rng, self.config.diffusion.label_dropout, label.shape)
+            label = jnp.where(drop, self.null_label, label)
+        return {"label": label}
+
+    def loss(
+        self, params, batch: Mapping, rng: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Mean of the objective over the batch."""
+        noise_rng, label_rng, dropout_rng = jax.random.split(rng, 3)
+
+        def network(x, time, condition):
+            return self.network.apply(params, x, time, condition, dropout_key=dropout_rng)
+
+        loss, metrics = self.objective(
+            network,
+            diffusion.to_model(batch["image"]),
+            self.condition(batch, label_rng),
+            noise_rng,
+        )
+        return loss.mean(), {name: value.mean() for name, value in metrics.items()}
+
+    def preview(
+        self, params, rng: Key[Array, ""]
+    ) -> Float[Array, "count height width channels"]:
+        """Samples by the configured sampler."""
+        count = self.config.log.preview_count
+        if self._preview is None:
+            self._preview = sampler.build_sampler(self.config, self)
+        labels = np.arange(count) % max(self.num_classes, 1)
+        return self._preview(params, rng, np.arange(count), labels)
