@@ -1,0 +1,1 @@
+"""Speed and memory, as programs that print a table and write JSON."""

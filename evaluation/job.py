@@ -1,0 +1,96 @@
+"""The evaluation job: `python main.py --mode=evaluate`. Metrics over a directory of samples."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from evaluation import METRICS
+from training import components
+from training.components import ConfigError
+from training.workdir import Workdir, atomic_write, provenance
+
+
+def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
+    """Run every metric of `config.evaluate.metrics` on the newest finished samples of a run.
+
+    Each adds one row to <workdir>/evaluation/<metric>.jsonl: the metric as written in the config,
+    its values, which samples (name and checksum) with all that is known of how they were made, and
+    what computed it. A row that is there for the same metric and the same samples is not computed
+    again, so the job can be started over samples as often as one likes.
+
+    Raises:
+        ConfigError: no metric is named, or there are no samples.
+    """
+    workdir = Workdir(directory)
+    if not config.evaluate.metrics:
+        raise ConfigError("config.evaluate.metrics: empty; name at least one, ('class_accuracy',)")
+    metrics = {
+        spec: components.build(METRICS, spec, "config.evaluate.metrics")
+        for spec in config.evaluate.metrics
+    }
+    samples = newest_samples(workdir)
+    data = (samples / "samples.npz").read_bytes()
+    about = {"samples": samples.name, "sha256": hashlib.sha256(data).hexdigest()}
+    arrays = np.load(samples / "samples.npz")
+    images, labels = arrays["arr_0"], arrays.get("arr_1")
+    info = json.loads((samples / "info.json").read_text())
+
+    done = {spec: _find(_read(_path(workdir, spec)), {"metric": spec} | about) for spec in metrics}
+    # Every process has looked before the first one writes.
+    multihost_utils.sync_global_devices("evaluate")
+    for spec, metric in metrics.items():
+        row = done[spec]
+        if row is None:
+            row = _row(spec, metric, images, labels, config) | about | {"info": info}
+            _append(_path(workdir, spec), row)
+        if jax.process_index() == 0:
+            print(f"{spec}: {json.dumps(row['values'])}  ({samples.name})", flush=True)
+
+
+def newest_samples(workdir: Workdir) -> epath.Path:
+    """The directory of samples that was finished last.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    infos = list(workdir.samples.glob("*/info.json"))
+    if not infos:
+        raise ConfigError(
+            f"{os.fspath(workdir.samples)}: no samples yet; make some first (--mode=sample)"
+        )
+    newest = max(infos, key=lambda path: (json.loads(path.read_text())["provenance"]["time"], path))
+    return newest.parent
+
+
+def _row(spec: str, metric: Callable, images, labels, config: Any) -> dict[str, Any]:
+    values = metric(images, labels, config)
+    what = provenance()
+    # The diff is long and the same in every row; run.json and info.json have theirs.
+    what["code"] = {name: what["code"].get(name) for name in ("commit", "dirty")}
+    return {"metric": spec, "values": values, "provenance": what}
+
+
+def _path(workdir: Workdir, spec: str) -> epath.Path:
+    return workdir.evaluation / f"{components.parse(spec)[0]}.jsonl"
+
+
+def _read(path: epath.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _find(rows: list[dict[str, Any]], wanted: dict[str, str]) -> dict[str, Any] | None:
+    return next((row for row in rows if wanted.items() <= row.items()), None)
+
+
+def _append(path: epath.Path, row: dict[str, Any]) -> None:
+    if jax.process_index() != 0:
+        return
+    before = path.read_bytes() if path.exists() else b""
+    atomic_write(path, before + json.dumps(row, allow_nan=False).encode() + b"\n")

@@ -1,0 +1,219 @@
+"""Samples of a trained model: `python main.py --mode=sample`.
+
+    <workdir>/samples/<name>/000000.png ...  samples.npz  grid.png  info.json  shards/
+
+Sample i is a function of the checkpoint, the sampler, the seed and i. Samples are made in chunks of
+`config.sample.batch_size` indices (rounded up to share evenly over the devices); a chunk is stored
+as soon as it is made, whole, also where fewer are asked for. So a job that was killed goes on at
+the first missing chunk, and a larger or smaller count uses what is there.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+import diffusion
+from training import checkpoints, components, tasks
+from training.clock import Clock, Progress, rate
+from training.images import grid, save_png
+from training.mesh import batch_sharding, make_mesh
+from training.sampler import build_sampler, sample_labels
+from training.workdir import Workdir, as_json, atomic_write, provenance
+
+# Fields that say what is sampled; they have to be those of the training run.
+_TRAINED = ("task", "data.image_size", "data.channels", "model", "diffusion")
+# Fields of the model that say how it is computed.
+_COMPUTED = ("model.dtype", "model.attention", "model.remat", "model.dropout")
+_GRID_IMAGES = 100
+
+
+def sample(config: Any, directory: str | os.PathLike[str]) -> None:
+    """Make `config.sample.count` samples of a run's checkpoint and store them.
+
+    With several processes each stores the rows of its own devices and process 0 puts them together;
+    the work directory has to be shared between the hosts.
+
+    Raises:
+        ConfigError: the config is not that of the run, or there is no such checkpoint.
+    """
+    workdir = Workdir(directory)
+    workdir.check_same(config, fields=_TRAINED, but=_COMPUTED)
+    task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
+    sampler = build_sampler(config, task)
+    mesh = make_mesh(**config.mesh)
+    params, step = checkpoints.restore_for_sampling(
+        workdir.checkpoints, config.sample.ema, task.network, mesh, config.sample.checkpoint
+    )
+    count, chunk = config.sample.count, _chunk_size(config.sample.batch_size, mesh)
+    what = _identity(config, step, chunk)
+    out = workdir.samples / _name(what)
+    if _finished(out, count):
+        _tell(f"all {count} samples are there already: {out / 'grid.png'}")
+        return
+
+    clock = Clock()
+    chunks = _missing_chunks(out / "shards", count, chunk)
+    if chunks:
+        _make_chunks(config, task, sampler, params, mesh, out / "shards", chunks, chunk, clock)
+    multihost_utils.sync_global_devices("sampled")
+    if jax.process_index() == 0:
+        split = clock.totals()
+        info = what | {
+            "count": count,
+            "network_calls_per_image": sampler.calls_per_image,
+            "made_by_this_start": len(chunks) * chunk,
+            "seconds": split,
+            "images_per_second": rate(len(chunks) * chunk, split) if chunks else None,
+            "provenance": provenance(),
+        }
+        _merge(out, count, chunk, task.num_classes > 0, info)
+    multihost_utils.sync_global_devices("merged")
+    _tell(os.fspath(out / "grid.png"))
+
+
+def _tell(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _chunk_size(batch_size: int, mesh: Mesh) -> int:
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-batch_size // ways) * ways
+
+
+def _identity(config: Any, step: int, chunk: int) -> dict[str, Any]:
+    """All that decides which image an index gives."""
+    fields = as_json(config)
+    settings = {k: v for k, v in fields["sample"].items() if k not in ("count", "checkpoint")}
+    return {
+        "checkpoint": step,
+        "sample": settings | {"batch_size": chunk},
+        "model": fields["model"],
+        "diffusion": {
+            name: fields["diffusion"][name] for name in ("schedule", "parameterization", "variance")
+        },
+        "image": {name: fields["data"][name] for name in ("image_size", "channels")},
+    }
+
+
+def _name(what: dict[str, Any]) -> str:
+    """A directory's name: what a person looks for, and a hash of all the rest."""
+    settings = what["sample"]
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+    parts = (
+        f"step{what['checkpoint']}",
+        settings["ema"],
+        settings["solver"],
+        settings["grid"],
+        f"{settings['steps']}steps",
+        f"guidance{settings['guidance']:g}",
+        f"seed{settings['seed']}",
+        digest,
+    )
+    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_") for part in parts)
+
+
+def _finished(out: epath.Path, count: int) -> bool:
+    """Whether the samples are complete: info.json is written last."""
+    path = out / "info.json"
+    return path.exists() and json.loads(path.read_text())["count"] == count
+
+
+def _missing_chunks(shards: epath.Path, count: int, chunk: int) -> list[int]:
+    """Chunks that are not stored whole, the same list on every process."""
+    rows = np.zeros(-(-count // chunk), np.int64)
+    for k, paths in _stored(shards).items():
+        if k < len(rows):
+            rows[k] = len(np.unique(_read(paths, "indices")))
+    return np.flatnonzero(multihost_utils.broadcast_one_to_all(rows) < chunk).tolist()
+
+
+def _make_chunks(config, task, sampler, params, mesh, shards, chunks, chunk, clock) -> None:
+    rows = batch_sharding(mesh)
+
+    def draw(params, inputs, seed, indices, labels):
+        images = sampler.draw(params, inputs, jax.random.key(seed), indices, labels)
+        return diffusion.to_uint8(images)
+
+    def arguments(k: int):
+        indices = np.arange(k * chunk, (k + 1) * chunk, dtype=np.int32)
+        labels = sample_labels(config.sample.labels, task.num_classes, indices)
+        placed = jax.device_put((indices, labels), rows)
+        return params, sampler.inputs, np.uint32(config.sample.seed), *placed
+
+    with clock("compile"):
+        program = jax.jit(draw, out_shardings=rows).lower(*arguments(chunks[0])).compile()
+    progress = Progress(len(chunks) * chunk, unit="image")
+    for done, k in enumerate(chunks, start=1):
+        with clock("step"):
+            args = arguments(k)
+            images = jax.block_until_ready(program(*args))
+        with clock("write"):
+            _write_shard(shards, k, images, args[-2], args[-1])
+        made = done * chunk
+        progress.log(made, {"images/s": rate(made, clock.totals())})
+    progress.close()
+
+
+def _write_shard(shards: epath.Path, k: int, *arrays: jax.Array) -> None:
+    """Store this process's rows of a chunk: images, indices and labels."""
+    local = [
+        [np.asarray(shard.data) for shard in array.addressable_shards if shard.replica_id == 0]
+        for array in arrays
+    ]
+    if local[0]:
+        images, indices, labels = map(np.concatenate, local)
+        data = _npz(images=images, indices=indices, labels=labels)
+        atomic_write(shards / f"{k:06d}.{jax.process_index()}.npz", data)
+
+
+def _stored(shards: epath.Path) -> dict[int, list[epath.Path]]:
+    """Shard files of each chunk, one a process."""
+    stored: dict[int, list[epath.Path]] = {}
+    for path in sorted(shards.glob("*.npz")):
+        stored.setdefault(int(path.name.split(".")[0]), []).append(path)
+    return stored
+
+
+def _read(paths: list[epath.Path], name: str) -> np.ndarray:
+    return np.concatenate([np.load(io.BytesIO(path.read_bytes()))[name] for path in paths])
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _merge(out: epath.Path, count: int, chunk: int, labelled: bool, info: dict[str, Any]) -> None:
+    """Shards to what a person and other programs read: the first `count` samples."""
+    # What it says is no longer so from here on; it comes back last.
+    (out / "info.json").unlink(missing_ok=True)
+    stored = _stored(out / "shards")
+    parts = []
+    for k in range(-(-count // chunk)):
+        _, order = np.unique(_read(stored[k], "indices"), return_index=True)
+        parts.append([_read(stored[k], name)[order] for name in ("images", "labels")])
+    images, labels = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+
+    pictures = {f"{i:06d}.png": image for i, image in enumerate(images)}
+    there = {path.name for path in out.glob("[0-9]*.png")}
+    for name in there - pictures.keys():
+        (out / name).unlink()
+    for name in sorted(pictures.keys() - there):
+        save_png(out / name, pictures[name])
+    # Names of ADM's evaluation: arr_0 are the images, arr_1 the labels.
+    arrays = {"arr_0": images} | ({"arr_1": labels} if labelled else {})
+    atomic_write(out / "samples.npz", _npz(**arrays))
+    texts = [str(label) for label in labels[:_GRID_IMAGES]] if labelled else None
+    save_png(out / "grid.png", grid(images[:_GRID_IMAGES], labels=texts))
+    atomic_write(out / "info.json", (json.dumps(info, indent=2) + "\n").encode())

@@ -1,0 +1,80 @@
+"""Images on disk: PNG files and grids that a person can read."""
+
+import io
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from training.workdir import atomic_write
+
+_GAP = 2
+_LABEL_HEIGHT = 14
+_WHITE = 255
+
+
+def grid(
+    images: UInt8[np.ndarray, "count height width channels"],
+    columns: int = 0,
+    scale: int = 0,
+    labels: Sequence[str] | None = None,
+) -> UInt8[np.ndarray, "grid_height grid_width channels"]:
+    """Images side by side on white, row by row, 2 pixels apart.
+
+    Args:
+      images: grey (1 channel) or RGB.
+      columns: images in a row; 0: as square as possible.
+      scale: every pixel becomes scale x scale (nearest neighbour); 0: the least that makes the
+        smaller side 64 pixels or more.
+      labels: a short text under each image.
+    """
+    count, height, width, channels = images.shape
+    if count == 0:
+        raise ValueError("grid() needs at least one image")
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"{len(labels)} labels for {count} images")
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    scale = scale or max(1, -(-64 // min(height, width)))
+    tiles = images.repeat(scale, axis=1).repeat(scale, axis=2)
+
+    tile_height = height * scale + (_LABEL_HEIGHT if labels else 0) + _GAP
+    tile_width = width * scale + _GAP
+    rows = -(-count // columns)
+    shape = (rows * tile_height + _GAP, columns * tile_width + _GAP, channels)
+    sheet = np.full(shape, _WHITE, np.uint8)
+    corners = [
+        (_GAP + (i // columns) * tile_height, _GAP + (i % columns) * tile_width)
+        for i in range(count)
+    ]
+    for tile, (top, left) in zip(tiles, corners, strict=True):
+        sheet[top : top + height * scale, left : left + width * scale] = tile
+    if labels is None:
+        return sheet
+
+    picture = _to_pil(sheet)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=10)
+    ink = 0 if channels == 1 else (0, 0, 0)
+    for text, (top, left) in zip(labels, corners, strict=True):
+        middle = (left + width * scale // 2, top + height * scale + 1)
+        draw.text(middle, text, fill=ink, font=font, anchor="ma")
+    return np.asarray(picture).reshape(sheet.shape)
+
+
+def encode_png(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
+    """An image (1 or 3 channels) as the bytes of a PNG file, without loss."""
+    buffer = io.BytesIO()
+    _to_pil(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def save_png(
+    path: str | os.PathLike[str], image: UInt8[np.ndarray, "height width channels"]
+) -> None:
+    """Write a PNG file; a reader finds it whole or not at all."""
+    atomic_write(path, encode_png(image))
+
+
+def _to_pil(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

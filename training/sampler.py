@@ -1,0 +1,136 @@
+"""The sampling program of a config, shared by previews and the sampling job."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+import diffusion
+from training.components import ConfigError, build
+
+
+class Inputs(NamedTuple):
+    """What may change without a new program, as long as the number of steps stays."""
+
+    # Coefficients of every step, float32.
+    plan: Any
+    guidance: np.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Draws images; `sampler(params, seed, indices, labels)` runs it.
+
+    Attributes:
+        draw: `(params, inputs, seed, indices, labels) -> images` in [-1, 1], to be traced into a
+            larger program; pass `inputs` as an argument of that program.
+        inputs: of the configured sampler.
+        calls_per_image: evaluations of the network that one image takes.
+    """
+
+    draw: Callable[..., Float[Array, "batch height width channels"]]
+    inputs: Inputs
+    calls_per_image: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "_program", jax.jit(self.draw))
+
+    def __call__(
+        self,
+        params: Any,
+        seed: Key[Array, ""],
+        indices: Int[Array | np.ndarray, " batch"],
+        labels: Int[Array | np.ndarray, " batch"],
+    ) -> Float[Array, "batch height width channels"]:
+        """Images of the given sample indices: each depends on seed and its own index and label."""
+        return self._program(params, self.inputs, seed, indices, labels)
+
+
+def build_sampler(config: Any, task: Any) -> Sampler:
+    """The sampler that `config.sample` describes.
+
+    Args:
+        config: the whole config.
+        task: gives `network`, `schedule`, `parameterization`, `learned_variance`, `image_shape`,
+            `num_classes` and `null_label` (None without one), as `training.tasks.diffusion`.
+
+    Raises:
+        ConfigError: the sampler asks for what the network cannot give.
+    """
+    settings = config.sample
+    guided = settings.guidance != 1.0
+    if guided and task.null_label is None:
+        raise ConfigError(
+            f"config.sample.guidance = {settings.guidance}: guidance needs a network that knows "
+            "'no label' (config.model.null_class = True in training); 1.0 samples without"
+        )
+    solver = build(diffusion.SOLVERS, settings.solver, "config.sample.solver")
+    if getattr(solver, "variance", None) == "learned_range" and not task.learned_variance:
+        raise ConfigError(
+            f"config.sample.solver = {settings.solver!r}: the network has no learned variance "
+            "(config.diffusion.variance = 'learned_range' in training); take variance='fixed_small'"
+        )
+    make_grid = build(diffusion.GRIDS, settings.grid, "config.sample.grid")
+    try:
+        plan = solver.plan(make_grid(task.schedule, settings.steps, settings.last_step))
+    except ValueError as error:
+        raise ConfigError(f"config.sample: {error}") from error
+    plan = jax.tree.map(np.float32, plan)
+
+    def draw(
+        params: Any,
+        inputs: Inputs,
+        seed: Key[Array, ""],
+        indices: Int[Array, " batch"],
+        labels: Int[Array, " batch"],
+    ) -> Float[Array, "batch height width channels"]:
+        def network(x, time, condition):
+            return task.network.apply(params, x, time, condition)
+
+        denoiser = diffusion.denoiser(
+            network, task.schedule, task.parameterization, task.learned_variance
+        )
+        if guided:
+            null = {"label": np.int32(task.null_label)}
+            denoiser = diffusion.classifier_free(denoiser, null, inputs.guidance)
+        denoiser = diffusion.clip(denoiser, settings.clip, settings.eps_after_clip)
+        condition = {"label": labels} if task.num_classes else None
+        keys = diffusion.sample_keys(seed, indices)
+        return diffusion.sample(denoiser, solver, inputs.plan, keys, task.image_shape, condition)
+
+    calls = settings.steps * _calls_per_step(solver, plan) * (2 if guided else 1)
+    return Sampler(draw, Inputs(plan, np.float32(settings.guidance)), calls)
+
+
+def sample_labels(
+    rule: str, num_classes: int, indices: Int[np.ndarray, " batch"]
+) -> Int[np.ndarray, " batch"]:
+    """Labels of samples by `config.sample.labels`: 'cycle' or one class; zeros without classes.
+
+    Raises:
+        ConfigError: neither 'cycle' nor a class of the model.
+    """
+    if rule == "cycle":
+        return (indices % max(num_classes, 1)).astype(np.int32)
+    if rule.isdecimal() and int(rule) < num_classes:
+        return np.full(indices.shape, int(rule), np.int32)
+    classes = f"or '0' to '{num_classes - 1}'" if num_classes else "for a model without classes"
+    raise ConfigError(f"config.sample.labels = {rule!r}: must be 'cycle' {classes}")
+
+
+def _calls_per_step(solver: diffusion.Solver, plan: Any) -> int:
+    """How often one step asks the denoiser, found by making one with a denoiser that counts."""
+    calls = 0
+
+    def denoiser(x, level):
+        nonlocal calls
+        calls += 1
+        return diffusion.Prediction(x, x, x)
+
+    x = np.zeros((1, 1), np.float32)
+    first = jax.tree.map(lambda leaf: leaf[0], plan)
+    solver.step(solver.init(x), denoiser, first, x)
+    return calls

@@ -1,0 +1,192 @@
+"""The work directory: where everything about a run is, and what was run."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class Workdir:
+    """Names of all files of a run under one path, local or a bucket URL.
+
+    Only process 0 writes the files that there is one of; the methods that do are no-ops elsewhere.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = epath.Path(path)
+        self.config = self.path / "config.json"
+        self.run = self.path / "run.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.timing = self.path / "timing.jsonl"
+        self.previews = self.path / "previews"
+        self.samples = self.path / "samples"
+        self.evaluation = self.path / "evaluation"
+        self.profile = self.path / "profile"
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def __repr__(self) -> str:
+        return f"Workdir({os.fspath(self.path)!r})"
+
+    def start(self, config: Any, command: Sequence[str]) -> None:
+        """Make the directory, write config.json and append this start to run.json.
+
+        A later start may change fields (more steps, another log interval); config.json is the
+        newest, and the entry of the start lists every change as {field: [before, now]}.
+
+        Raises:
+          OSError: the directory cannot be made or written.
+        """
+        if jax.process_index() != 0:
+            return
+        now = as_json(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            entry = provenance() | {"command": list(command)}
+            if self.config.exists():
+                entry["config_changes"] = _changes(self.read_config(), now)
+            atomic_write(self.config, _pretty(now))
+            runs = json.loads(self.run.read_text()) if self.run.exists() else []
+            atomic_write(self.run, _pretty([*runs, entry]))
+        except OSError as error:
+            raise OSError(
+                f"--workdir={os.fspath(self.path)} cannot be written ({error.strerror or error}); "
+                "give a directory that this user may create and write"
+            ) from error
+
+    def read_config(self) -> dict[str, Any]:
+        """The config of the newest start, as JSON values (tuples are lists).
+
+        Raises:
+          FileNotFoundError: no run was ever started here.
+        """
+        if not self.config.exists():
+            raise FileNotFoundError(
+                f"--workdir={os.fspath(self.path)} has no config.json: no run was started there; "
+                "train first, or give the directory of a run"
+            )
+        return json.loads(self.config.read_text())
+
+    def check_same(self, config: Any, fields: Sequence[str]) -> None:
+        """Refuse a config that describes another network or process than the run's own.
+
+        Args:
+          config: the config given now.
+          fields: sections or fields that have to be equal ('model', 'data.channels').
+
+        Raises:
+          ValueError: names the first field that differs, its value in the run and now.
+        """
+        for field, (before, now) in _changes(self.read_config(), as_json(config)).items():
+            if any(field == name or field.startswith(name + ".") for name in fields):
+                raise ValueError(
+                    f"config.{field} is {now!r}, but {os.fspath(self.path)} was trained with "
+                    f"{before!r}; give the config (and variant) that the run was started with"
+                )
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A config as the JSON values that reading it back gives."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that a reader, or a kill at any moment, finds the old one or the new one.
+
+    Local files are written beside the target, flushed to the disk and renamed over it; the parent
+    directory is made where it is missing. An object of a bucket appears only when it is complete.
+    """
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_bucket(path):
+        path.write_bytes(data)
+        return
+    temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def is_bucket(path: epath.Path) -> bool:
+    """Whether the path is a URL: its objects are written whole, never appended to or renamed."""
+    return "://" in os.fspath(path)
+
+
+def provenance() -> dict[str, Any]:
+    """What produces a result: code, libraries, devices and the time (UTC), as JSON values."""
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "code": code_version(Path(__file__).resolve().parent.parent),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "devices": {
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
+    }
+
+
+def code_version(root: Path) -> dict[str, Any]:
+    """Commit of the checkout at `root`, whether it has changes, and what they are.
+
+    `diff` is that of the tracked files; `untracked` names the rest. Where `root` is not the top of
+    a git checkout, commit is None and `reason` says why.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", os.fspath(root), *arguments]
+        done = subprocess.run(command, capture_output=True, check=True)
+        return done.stdout.decode(errors="replace")
+
+    try:
+        top = Path(git("rev-parse", "--show-toplevel").rstrip("\n"))
+        if top.resolve() != root.resolve():
+            return {"commit": None, "reason": f"{root} is not the top of a git checkout"}
+        commit = git("rev-parse", "HEAD").strip()
+    except FileNotFoundError:
+        return {"commit": None, "reason": "git is not installed"}
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.decode(errors="replace").strip().split("\n")[0]
+        return {"commit": None, "reason": reason}
+    diff = git("diff", "HEAD")
+    new = git("ls-files", "--others", "--exclude-standard", "--directory").splitlines()
+    return {"commit": commit, "dirty": bool(diff or new), "diff": diff, "untracked": new}
+
+
+def _pretty(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """{field: [before, now]} of all leaves that differ; None stands for a missing field."""
+    old, new = _flat(before), _flat(now)
+    return {
+        field: [old.get(field), new.get(field)]
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field)
+    }
