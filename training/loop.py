@@ -7,6 +7,7 @@ import sys
 
 import jax
 import numpy as np
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 import diffusion
@@ -16,8 +17,9 @@ from training import run as runs
 from training.checkpoints import Checkpoints
 from training.clock import Clock, Progress
 from training.components import ConfigError
+from training.config import check_resumable, load
 from training.metrics import MetricsWriter
-from training.workdir import Workdir
+from training.workdir import Workdir, atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +42,17 @@ def make_source(config: ConfigDict):
 
 def make_loader(config: ConfigDict, source, fields):
     """The stream of training batches of a config."""
+    augmentations = tuple(
+        components.build(input_pipeline.AUGMENTATIONS, item, "config.data.augmentations")
+        for item in config.data.augmentations
+    )
     return input_pipeline.make_loader(
         source,
         image_size=config.data.image_size,
         channels=config.data.channels,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        augmentations=tuple(config.data.augmentations),
+        augmentations=augmentations,
         fields=tuple(fields),
         workers=config.data.workers,
         on_bad_image=config.data.on_bad_image,
@@ -93,6 +99,22 @@ def _preview(config: ConfigDict, run: runs.Run, state) -> np.ndarray:
     return images.grid(np.asarray(diffusion.to_uint8(pictures)))
 
 
+def _describe(run: runs.Run, workdir: Workdir) -> None:
+    """The table of parameters, and a line on what runs where."""
+    params = run.abstract_state.params
+    table = parameter_overview.get_parameter_overview(params, include_stats="sharding")
+    if jax.process_index() == 0:
+        atomic_write(workdir.parameters, (table + "\n").encode())
+    log.info(
+        "%s parameters (%s) on %d x %s, mesh %s",
+        f"{parameter_overview.count_parameters(params):,}",
+        workdir.parameters,
+        run.mesh.size,
+        run.mesh.devices.flat[0].device_kind,
+        dict(run.mesh.shape),
+    )
+
+
 class _Report:
     """Tells, at each log line, how the training goes and how fast."""
 
@@ -128,6 +150,24 @@ class _Report:
         self.progress.log(step, shown, left)
 
 
+class _Tracer:
+    """Traces `count` steps with JAX's profiler, from the first log line on."""
+
+    def __init__(self, workdir: Workdir, start: int, count: int):
+        self._directory, self._start, self._stop = workdir.profile, start, start + count
+
+    def after(self, step: int, state) -> None:
+        """Starts or stops the trace where this step is its border."""
+        if self._start == self._stop:
+            return
+        if step == self._start:
+            jax.profiler.start_trace(self._directory)
+        if step == self._stop:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            log.info("profile of steps %d to %d: %s", self._start + 1, step, self._directory)
+
+
 def train(config: ConfigDict, directory: str) -> None:
     """Trains to `config.train.steps`, from the newest checkpoint of the work directory if any.
 
@@ -139,7 +179,8 @@ def train(config: ConfigDict, directory: str) -> None:
     source = make_source(config)
     run = runs.build(config)
     workdir = Workdir(directory)
-    check_resumable(workdir, config)
+    if workdir.config.exists():
+        check_resumable(load(workdir.config), config)
     workdir.start(config, sys.argv)
     steps = config.train.steps
 
@@ -159,12 +200,13 @@ def train(config: ConfigDict, directory: str) -> None:
             return
         report = _Report(config, run, writer, first)
         closing(report.progress)
+        _describe(run, workdir)
         with report.clock("compile"):
             train_step = run.train_step.lower(run.abstract_state, run.batch_spec).compile()
         batches = closing(
             input_pipeline.device_batches(loader, run.batch_sharding(), config.data.prefetch)
         )
-        tracing = None
+        tracer = _Tracer(workdir, first + config.log.every, config.profile)
         for step in range(first + 1, steps + 1):
             with report.clock("data"):
                 batch, position = next(batches)
@@ -177,12 +219,7 @@ def train(config: ConfigDict, directory: str) -> None:
                     jax.block_until_ready(state)
                 _stop_if_halted(config, state, checkpoints)
                 report.line(step, state)
-                if config.profile and step - first >= config.log.every and tracing is None:
-                    jax.profiler.start_trace(workdir.profile)
-                    tracing = step + config.profile
-            if step == tracing:
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
+            tracer.after(step, state)
             if step % config.checkpoint.every == 0 or step == steps:
                 with report.clock("checkpoint"):
                     _stop_if_halted(config, state, checkpoints)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -45,7 +46,7 @@ def start(workdir, devices, *overrides):
 
 
 def finish(process, workdir):
-    assert process.wait(timeout=240) == 0, open(f"{workdir}.log").read()
+    assert process.wait(timeout=240) == 0, Path(f"{workdir}.log").read_text()
 
 
 def kill_after(process, workdir, step):
@@ -53,7 +54,7 @@ def kill_after(process, workdir, step):
     metrics = workdir / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while not (metrics.exists() and f'{{"step": {step},' in metrics.read_text()):
-        assert process.poll() is None, open(f"{workdir}.log").read()
+        assert process.poll() is None, Path(f"{workdir}.log").read_text()
         assert time.monotonic() < deadline, "no progress"
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
