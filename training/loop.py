@@ -62,11 +62,11 @@ def make_loader(config: ConfigDict, source, fields):
 def _restore_or_init(run: runs.Run, checkpoints: Checkpoints, loader, writer: MetricsWriter):
     """State of the newest checkpoint with data and metrics put back to it, or a fresh state."""
     latest = checkpoints.latest()
+    writer.rewind(latest or 0)
     if latest is None:
         return run.init_state(), 0
     state, position = checkpoints.restore(run.abstract_state, latest)
     loader.restore(position)
-    writer.rewind(latest)
     log.info("resuming from the checkpoint of step %d", latest)
     return state, latest
 
