@@ -284,10 +284,7 @@ class UNet(nnx.Module):
         self.encoder = nnx.List(encoder)
 
         self.middle = nnx.List(
-            [
-                Block(config, width, width, attention=attention, rngs=rngs)
-                for attention in (True, False)
-            ]
+            [Block(config, width, width, attention=where, rngs=rngs) for where in (True, False)]
         )
 
         for level, outputs in reversed(list(enumerate(widths))):
