@@ -24,11 +24,11 @@ def grid(
     """Images side by side on white, row by row, 2 pixels apart.
 
     Args:
-      images: grey (1 channel) or RGB.
-      columns: images in a row; 0: as square as possible.
-      scale: every pixel becomes scale x scale (nearest neighbour); 0: the least that makes the
-        smaller side 64 pixels or more.
-      labels: a short text under each image.
+        images: grey (1 channel) or RGB.
+        columns: images in a row; 0: as square as possible.
+        scale: every pixel becomes scale x scale (nearest neighbour); 0: the least that makes the
+            smaller side 64 pixels or more.
+        labels: a short text under each image.
     """
     count, height, width, channels = images.shape
     if count == 0:
