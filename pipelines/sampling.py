@@ -22,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-import diffusion
+from diffusion.pixels import to_uint8
 from training import checkpoints, components, tasks
 from training.clock import Clock, Progress, rate
 from training.components import ConfigError
@@ -155,7 +155,7 @@ def _make_chunks(config, task, sampler, params, mesh, shards, chunks, chunk, clo
 
     def draw(params, inputs, seed, indices, labels):
         images = sampler.draw(params, inputs, jax.random.key(seed), indices, labels)
-        return diffusion.to_uint8(images)
+        return to_uint8(images)
 
     def arguments(k: int):
         indices = np.arange(k * chunk, (k + 1) * chunk, dtype=np.int32)
