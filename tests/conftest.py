@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import types
 from pathlib import Path
 
 if "jax" in sys.modules:
@@ -16,6 +17,7 @@ cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "jax-diffusion"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+import beartype
 import hypothesis
 import pytest
 from absl import flags
@@ -23,7 +25,11 @@ from jaxtyping import install_import_hook
 
 # Every shape and type in these packages' signatures is checked at each call.
 CHECKED = ("diffusion", "models", "input_pipeline", "training", "evaluation", "pipelines")
-install_import_hook(CHECKED, "beartype.beartype")
+# The hook takes the checker by its name in a module. A whole number is good for a float.
+checker = types.ModuleType("annotation_checker")
+checker.check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+sys.modules[checker.__name__] = checker
+install_import_hook(CHECKED, "annotation_checker.check")
 
 hypothesis.settings.register_profile(
     "project", max_examples=20, deadline=None, derandomize=True, database=None

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from training.components import ConfigError, nearest
+from training.components import ConfigError
 from training.config import flatten, load, no_field
 
 OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<field>[^=]+)(=(?P<value>.*))?", re.DOTALL)
@@ -51,7 +51,7 @@ def read(path: str) -> ConfigDict:
         spec.loader.exec_module(module)
         config = module.get_config(variant) if variant else module.get_config()
     except Exception as error:
-        raise ConfigError(f"--config={given}: {_cause(error, path)}") from error
+        raise ConfigError(f"--config={given}: {_cause(error, spec.origin)}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={path}: get_config() returned {config!r}, not a ConfigDict")
     return config
@@ -101,20 +101,17 @@ def _quote_items(text: str) -> str:
 def _nearest_file(path: Path) -> str:
     """Which of the files beside a missing one, or else of the configs, is meant."""
     folder = path.parent if path.parent.is_dir() else Path(__file__).parent.parent / "configs"
-    files = [str(file) for file in folder.glob("*.py") if file.name != "__init__.py"]
-    if not files:
-        return f"{folder} holds no .py file"
-    if folder != path.parent:
-        by_name = difflib.get_close_matches(path.name, [Path(file).name for file in files], 1)
-        if by_name:
-            return f"did you mean {folder / by_name[0]}?"
-    return nearest(str(path), files)
+    files = {file.name: file for file in sorted(folder.glob("*.py")) if file.stem != "__init__"}
+    close = difflib.get_close_matches(path.name, files, 1)
+    if close:
+        return f"did you mean {files[close[0]]}?"
+    return f"{folder} has " + (", ".join(files) or "no .py file")
 
 
-def _cause(error: Exception, path: str) -> str:
+def _cause(error: Exception, file: str) -> str:
     """An exception in a config file in one line. A ValueError speaks for itself."""
     if type(error) is ValueError:
         return str(error)
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     where = f"line {lines[-1]}: " if lines else ""
     return f"{where}{type(error).__name__}: {error}"

@@ -15,6 +15,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 # Fields that are just a name, and the registry that has it.
 NAMES = {"task": "training.tasks:TASKS", "model.name": "models:MODELS"}
 # Fields that name a component as a call, or a tuple of them. Metrics are checked by the evaluation,
@@ -75,7 +77,7 @@ def parse(string: str) -> tuple[str, dict[str, Any]]:
                 f"{string!r}: {value} is not a plain value (a number, True, None, a string in "
                 "quotes, a tuple of these)"
             ) from None
-        if keyword.arg is None:
+        if keyword.arg is None or keyword.arg in arguments:
             raise mistake
         arguments[keyword.arg] = value
     return node.func.id, arguments
@@ -159,7 +161,7 @@ def build(registry: Mapping[str, Callable], string: str, field: str, **context: 
         raise ConfigError(f"{field} = {string!r}: {error}") from error
 
 
-def check(config: Mapping) -> None:
+def check(config: Mapping | ConfigDict) -> None:
     """Checks the name and arguments of every component of a config; builds and compiles nothing.
 
     This imports the packages that hold the registries, and with them JAX;

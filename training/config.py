@@ -13,6 +13,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from configs import base
 from training.components import ConfigError, nearest
 
+# A ConfigDict, frozen or not, is no Mapping.
+Section = Mapping | ConfigDict
 # Fields of the section `model`, by its name.
 NETWORKS = {"unet": base.unet}
 # Fields that a resumed run may change: nothing that was computed before depends on them.
@@ -29,11 +31,11 @@ RESUMABLE = (
 )
 
 
-def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Section, prefix: str = "") -> dict[str, Any]:
     """Values by dotted path: `{"train.steps": 5, ...}`."""
     flat = {}
     for name, value in config.items():
-        if isinstance(value, Mapping | ConfigDict):
+        if isinstance(value, Section):
             flat.update(flatten(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = value
@@ -87,7 +89,7 @@ def load(source: epath.PathLike | Mapping) -> ConfigDict:
     return config
 
 
-def save(config: ConfigDict | FrozenConfigDict, path: epath.PathLike) -> None:
+def save(config: ConfigDict, path: epath.PathLike) -> None:
     """Writes a config as JSON, in one go: a reader sees the old file or the new one."""
     path = epath.Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -100,9 +102,7 @@ def freeze(config: ConfigDict) -> FrozenConfigDict:
     return FrozenConfigDict(load(config.to_dict()))
 
 
-def differences(
-    old: ConfigDict | FrozenConfigDict, new: ConfigDict | FrozenConfigDict
-) -> list[tuple[str, Any, Any]]:
+def differences(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
     """Fields that differ, as (dotted path, old value, new value); None where one lacks it."""
     old, new = flatten(old.to_dict()), flatten(new.to_dict())
     return [
@@ -112,7 +112,7 @@ def differences(
     ]
 
 
-def check_resumable(old: ConfigDict | FrozenConfigDict, new: ConfigDict | FrozenConfigDict) -> None:
+def check_resumable(old: ConfigDict, new: ConfigDict) -> None:
     """Refuses to continue a run of config `old` under config `new` where results would differ.
 
     A changed train.steps is refused where the learning rate decays towards it: the steps already
@@ -142,7 +142,7 @@ def check_resumable(old: ConfigDict | FrozenConfigDict, new: ConfigDict | Frozen
         )
 
 
-def validate(config: ConfigDict | FrozenConfigDict) -> None:
+def validate(config: ConfigDict) -> None:
     """Checks all that can be seen without data, JAX or compilation.
 
     Components (strings that read like calls) are checked by `training.components.check`.
@@ -163,30 +163,29 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
 
 
-def _defaults(given: Mapping) -> ConfigDict:
+def _defaults(given: Section) -> ConfigDict:
     """`configs.base` with the sections whose fields depend on the config itself.
 
     The names under ema are the config's own. The fields of model are those of the network; where
     NETWORKS has none of its name they are taken as given, and the network itself checks them.
     """
     config = base.get_config()
-    if isinstance(given.get("ema"), Mapping | ConfigDict):
+    if isinstance(given.get("ema"), Section):
         config.ema = ConfigDict(dict(given["ema"]))
     model = given.get("model")
-    if isinstance(model, Mapping | ConfigDict):
+    if isinstance(model, Section):
         fields = NETWORKS.get(model.get("name", config.model.name))
         config.model = fields() if fields else ConfigDict(dict(model))
     return config
 
 
-def _check_names(config) -> Iterator[str]:
-    expected = flatten(_defaults(config))
-    given = flatten(config)
-    for field in given:
-        if field not in expected:
-            yield f"{field}: {no_field(field, expected)}"
+def _check_names(config: ConfigDict) -> Iterator[str]:
+    expected, given = flatten(_defaults(config)), flatten(config)
+    unknown = [field for field in given if field not in expected]
+    for field in unknown:
+        yield f"{field}: {no_field(field, expected)}"
     for field in expected:
-        if field not in given:
+        if field not in given and not unknown:
             yield f"{field} is missing; its default is {expected[field]!r}"
 
 
@@ -199,7 +198,7 @@ TYPES = {
 }
 
 
-def _check_types(config) -> Iterator[str]:
+def _check_types(config: ConfigDict) -> Iterator[str]:
     given = flatten(config)
     for field, default in flatten(_defaults(config)).items():
         value, kind = given[field], type(default)
@@ -290,7 +289,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _check_values(config) -> Iterator[str]:
+def _check_values(config: ConfigDict) -> Iterator[str]:
     given = flatten(config)
     rules = RULES | UNET_RULES if config.model.name == "unet" else RULES
     for field, (fits, allowed) in rules.items():
@@ -298,7 +297,7 @@ def _check_values(config) -> Iterator[str]:
             yield f"{field} = {given[field]!r}: must be {allowed}"
 
 
-def _check_together(config) -> Iterator[str]:
+def _check_together(config: ConfigDict) -> Iterator[str]:
     """Fields that must fit each other."""
     model, train, sample = config.model, config.train, config.sample
     classes, null_class = model.get("num_classes", 0), model.get("null_class", False)

@@ -150,7 +150,7 @@ def test_resolve_calls_nothing():
 
 def test_lookup():
     assert lookup({"diffusion": 3}, "diffusion", "config.task") == 3
-    with pytest.raises(ConfigError, match="config.task = 'difusion'.*mean 'diffusion'"):
+    with pytest.raises(ConfigError, match=r"config\.task = 'difusion'.*mean 'diffusion'"):
         lookup({"diffusion": 3}, "difusion", "config.task")
 
 
