@@ -56,7 +56,9 @@ class ClassAccuracy:
         classifier = SVC(gamma=self.gamma, C=self.C)
         classifier.fit(_features(train_images), train_labels)
         right = classifier.predict(_features(images)) == labels
-        per_class = {str(label): float(right[labels == label].mean()) for label in np.unique(labels)}
+        per_class = {
+            str(label): float(right[labels == label].mean()) for label in np.unique(labels)
+        }
         return {
             "accuracy": float(right.mean()),
             "per_class": per_class,
@@ -73,7 +75,9 @@ class ClassAccuracy:
     ) -> tuple[UInt8[np.ndarray, "count height width channels"], Int[np.ndarray, " count"]]:
         """Images and labels of a split, as the model is trained on them but not augmented."""
         name, arguments = components.parse(config.data.source)
-        values = ", ".join(f"{key}={value!r}" for key, value in (arguments | {"split": split}).items())
+        values = ", ".join(
+            f"{key}={value!r}" for key, value in (arguments | {"split": split}).items()
+        )
         source = components.build(input_pipeline.SOURCES, f"{name}({values})", _FIELD)
         if not source.num_classes:
             raise ConfigError(f"{_FIELD}: class_accuracy needs labels; {source.name} has none")

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+from fnmatch import fnmatch
 from typing import Any
 
 import jax
@@ -21,17 +22,19 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-import diffusion
+from diffusion.pixels import to_uint8
 from training import checkpoints, components, tasks
 from training.clock import Clock, Progress, rate
+from training.components import ConfigError
+from training.config import differences
 from training.images import grid, save_png
 from training.mesh import batch_sharding, make_mesh
 from training.sampler import build_sampler, sample_labels
-from training.workdir import Workdir, as_json, atomic_write, provenance
+from training.workdir import Workdir, atomic_write, provenance
 
 # Fields that say what is sampled; they have to be those of the training run.
-_TRAINED = ("task", "data.image_size", "data.channels", "model", "diffusion")
-# Fields of the model that say how it is computed.
+_TRAINED = ("task", "data.image_size", "data.channels", "model.*", "diffusion.*")
+# Fields of the model that say only how it is computed.
 _COMPUTED = ("model.dtype", "model.attention", "model.remat", "model.dropout")
 _GRID_IMAGES = 100
 
@@ -46,7 +49,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
         ConfigError: the config is not that of the run, or there is no such checkpoint.
     """
     workdir = Workdir(directory)
-    workdir.check_same(config, fields=_TRAINED, but=_COMPUTED)
+    _check_trained(workdir, config)
     task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
     sampler = build_sampler(config, task)
     mesh = make_mesh(**config.mesh)
@@ -85,6 +88,16 @@ def _tell(text: str) -> None:
         print(text, flush=True)
 
 
+def _check_trained(workdir: Workdir, config: Any) -> None:
+    """Refuses a config that describes another model than the one in the work directory."""
+    for field, trained, given in differences(workdir.read_config(), config):
+        if any(fnmatch(field, name) for name in _TRAINED) and field not in _COMPUTED:
+            raise ConfigError(
+                f"config.{field} = {given!r}, but {os.fspath(workdir)} was trained with "
+                f"{trained!r}; leave out --config to sample with the run's own"
+            )
+
+
 def _chunk_size(batch_size: int, mesh: Mesh) -> int:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-batch_size // ways) * ways
@@ -92,7 +105,7 @@ def _chunk_size(batch_size: int, mesh: Mesh) -> int:
 
 def _identity(config: Any, step: int, chunk: int) -> dict[str, Any]:
     """All that decides which image an index gives."""
-    fields = as_json(config)
+    fields = config.to_dict()
     settings = {k: v for k, v in fields["sample"].items() if k not in ("count", "checkpoint")}
     return {
         "checkpoint": step,
@@ -142,7 +155,7 @@ def _make_chunks(config, task, sampler, params, mesh, shards, chunks, chunk, clo
 
     def draw(params, inputs, seed, indices, labels):
         images = sampler.draw(params, inputs, jax.random.key(seed), indices, labels)
-        return diffusion.to_uint8(images)
+        return to_uint8(images)
 
     def arguments(k: int):
         indices = np.arange(k * chunk, (k + 1) * chunk, dtype=np.int32)

@@ -26,7 +26,7 @@ class Clock:
     the parts of an interval are right when it ends with a blocking read inside clock("step").
 
     Args:
-      now: seconds, never going back.
+        now: seconds, never going back.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
@@ -83,10 +83,10 @@ class Progress:
     """Tells a person how far a job is: a bar on a terminal, else a plain line a log interval.
 
     Args:
-      total: units of work in all.
-      done: units that earlier starts did.
-      unit: what is counted.
-      stream: where to; a file gets whole lines without control characters.
+        total: units of work in all.
+        done: units that earlier starts did.
+        unit: what is counted.
+        stream: where to; a file gets whole lines without control characters.
     """
 
     def __init__(

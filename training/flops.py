@@ -57,10 +57,10 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
     """Published dense peak of one device in FLOP/s; None where there is no such figure.
 
     Args:
-      device_kind: `jax.Device.device_kind`.
-      dtype: type of the computation, "bfloat16" or "float32". JAX multiplies float32 arrays in
-        bfloat16 on TPUs and in TF32 on NVIDIA GPUs since Ampere, so the peak is that of these
-        units, unless `jax_default_matmul_precision` asks for others.
+        device_kind: `jax.Device.device_kind`.
+        dtype: type of the computation, "bfloat16" or "float32". JAX multiplies float32 arrays in
+            bfloat16 on TPUs and in TF32 on NVIDIA GPUs since Ampere, so the peak is that of these
+            units, unless `jax_default_matmul_precision` asks for others.
     """
     peaks = PEAK_TFLOPS.get(device_kind, {})
     units = dtype
@@ -77,14 +77,14 @@ def mfu(flops: float, seconds: float, devices: int, dtype: str, peak: float = 0.
     """Model FLOPs utilization: achieved FLOP/s over what the devices could do at best.
 
     Args:
-      flops: operations of the work on all devices together.
-      seconds: wall time of the work.
-      devices: how many devices did it.
-      dtype: type of the computation, for `peak_flops`.
-      peak: FLOP/s of one device; 0: the published figure of the devices at hand.
+        flops: operations of the work on all devices together.
+        seconds: wall time of the work.
+        devices: how many devices did it.
+        dtype: type of the computation, for `peak_flops`.
+        peak: FLOP/s of one device; 0: the published figure of the devices at hand.
 
     Returns:
-      A fraction, or None where the peak of this kind of device is not known.
+        A fraction, or None where the peak of this kind of device is not known.
     """
     peak_of_one = peak or peak_flops(jax.devices()[0].device_kind, dtype)
     return None if peak_of_one is None else flops / (seconds * devices * peak_of_one)
@@ -114,11 +114,11 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
     model's FLOPs, trace it without.
 
     Args:
-      function: traceable by JAX; jitted or not.
-      *args: arrays, or `jax.ShapeDtypeStruct`s for them.
+        function: traceable by JAX; jitted or not.
+        *args: arrays, or `jax.ShapeDtypeStruct`s for them.
 
     Raises:
-      ValueError: there is work in a loop whose number of rounds is decided at run time.
+        ValueError: there is work in a loop whose number of rounds is decided at run time.
     """
     return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 

@@ -12,7 +12,8 @@ from training.workdir import atomic_write
 
 _GAP = 2
 _LABEL_HEIGHT = 14
-_WHITE = 255
+# Neither black nor white, so that the edges of an image show.
+_BACKGROUND = 208
 
 
 def grid(
@@ -21,14 +22,14 @@ def grid(
     scale: int = 0,
     labels: Sequence[str] | None = None,
 ) -> UInt8[np.ndarray, "grid_height grid_width channels"]:
-    """Images side by side on white, row by row, 2 pixels apart.
+    """Images side by side on light grey, row by row, 2 pixels apart.
 
     Args:
-      images: grey (1 channel) or RGB.
-      columns: images in a row; 0: as square as possible.
-      scale: every pixel becomes scale x scale (nearest neighbour); 0: the least that makes the
-        smaller side 64 pixels or more.
-      labels: a short text under each image.
+        images: grey (1 channel) or RGB.
+        columns: images in a row; 0: as square as possible.
+        scale: every pixel becomes scale x scale (nearest neighbour); 0: the least that makes the
+            smaller side 64 pixels or more.
+        labels: a short text under each image.
     """
     count, height, width, channels = images.shape
     if count == 0:
@@ -43,7 +44,7 @@ def grid(
     tile_width = width * scale + _GAP
     rows = -(-count // columns)
     shape = (rows * tile_height + _GAP, columns * tile_width + _GAP, channels)
-    sheet = np.full(shape, _WHITE, np.uint8)
+    sheet = np.full(shape, _BACKGROUND, np.uint8)
     corners = [
         (_GAP + (i // columns) * tile_height, _GAP + (i % columns) * tile_width)
         for i in range(count)

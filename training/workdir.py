@@ -6,12 +6,16 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from training.components import ConfigError
+from training.config import differences, load
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -41,66 +45,44 @@ class Workdir:
     def __repr__(self) -> str:
         return f"Workdir({os.fspath(self.path)!r})"
 
-    def start(self, config: Any, command: Sequence[str]) -> None:
+    def start(self, config: ConfigDict | FrozenConfigDict, command: Sequence[str]) -> None:
         """Make the directory, write config.json and append this start to run.json.
 
         A later start may change fields (more steps, another log interval); config.json is the
         newest, and the entry of the start lists every change as {field: [before, now]}.
 
         Raises:
-          OSError: the directory cannot be made or written.
+            ConfigError: the directory cannot be made or written.
         """
         if jax.process_index() != 0:
             return
-        now = as_json(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             entry = provenance() | {"command": list(command)}
             if self.config.exists():
-                entry["config_changes"] = _changes(self.read_config(), now)
-            atomic_write(self.config, _pretty(now))
+                changed = differences(self.read_config(), config)
+                entry["config_changes"] = {field: [old, new] for field, old, new in changed}
+            atomic_write(self.config, _pretty(config.to_dict()))
             runs = json.loads(self.run.read_text()) if self.run.exists() else []
             atomic_write(self.run, _pretty([*runs, entry]))
         except OSError as error:
-            raise OSError(
+            raise ConfigError(
                 f"--workdir={os.fspath(self.path)} cannot be written ({error.strerror or error}); "
                 "give a directory that this user may create and write"
             ) from error
 
-    def read_config(self) -> dict[str, Any]:
-        """The config of the newest start, as JSON values (tuples are lists).
+    def read_config(self) -> ConfigDict:
+        """The config of the newest start.
 
         Raises:
-          FileNotFoundError: no run was ever started here.
+            ConfigError: no run was ever started here.
         """
         if not self.config.exists():
-            raise FileNotFoundError(
+            raise ConfigError(
                 f"--workdir={os.fspath(self.path)} has no config.json: no run was started there; "
                 "train first, or give the directory of a run"
             )
-        return json.loads(self.config.read_text())
-
-    def check_same(self, config: Any, fields: Sequence[str]) -> None:
-        """Refuse a config that describes another network or process than the run's own.
-
-        Args:
-          config: the config given now.
-          fields: sections or fields that have to be equal ('model', 'data.channels').
-
-        Raises:
-          ValueError: names the first field that differs, its value in the run and now.
-        """
-        for field, (before, now) in _changes(self.read_config(), as_json(config)).items():
-            if any(field == name or field.startswith(name + ".") for name in fields):
-                raise ValueError(
-                    f"config.{field} is {now!r}, but {os.fspath(self.path)} was trained with "
-                    f"{before!r}; give the config (and variant) that the run was started with"
-                )
-
-
-def as_json(config: Any) -> dict[str, Any]:
-    """A config as the JSON values that reading it back gives."""
-    return json.loads(json.dumps(config.to_dict()))
+        return load(self.config)
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
@@ -172,22 +154,3 @@ def code_version(root: Path) -> dict[str, Any]:
 
 def _pretty(value: Any) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """{field: [before, now]} of all leaves that differ; None stands for a missing field."""
-    old, new = _flat(before), _flat(now)
-    return {
-        field: [old.get(field), new.get(field)]
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field)
-    }

@@ -7,8 +7,8 @@ from training.images import grid, save_png
 
 def test_grid_enlarges_to_exact_pixels():
     images = np.array([[[[1]]], [[[2]]], [[[3]]]], np.uint8)
-    white = 255
-    expected = np.full((2 * 4 + 2, 2 * 4 + 2), white)
+    background = 208
+    expected = np.full((2 * 4 + 2, 2 * 4 + 2), background)
     expected[2:4, 2:4], expected[2:4, 6:8], expected[6:8, 2:4] = 1, 2, 3
     np.testing.assert_array_equal(grid(images, columns=2, scale=2)[..., 0], expected)
 

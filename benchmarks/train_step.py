@@ -1,0 +1,136 @@
+"""Times the real training step of any config on a synthetic batch that lies on the devices.
+
+    python -m benchmarks.train_step --config=configs/cifar10_ddpm.py --config.train.batch_size=16 \\
+        --steps=20 --json=out.json
+
+Compiling is timed apart. Each step is waited for, so the percentiles are those of single steps.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+import models
+from training import command_line, components, flops, run
+from training.config import freeze, validate
+from training.workdir import atomic_write, provenance
+
+_WARM_UP = 2
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reads the flags, measures, prints a table and writes JSON."""
+    overrides, rest = command_line.split(arguments)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", required=True, help="file.py or file.py:variant")
+    parser.add_argument("--steps", type=int, default=20, help="steps to time")
+    parser.add_argument("--json", help="file for the result")
+    flags = parser.parse_args(rest)
+    if flags.steps < 1:
+        parser.error(f"--steps={flags.steps}: must be at least 1")
+    config = command_line.read(flags.config)
+    command_line.override(config, overrides)
+    validate(config)
+    components.check(config)
+    result = {"config": flags.config, "overrides": overrides} | measure(
+        freeze(config), flags.steps
+    )
+    print(table(result))
+    if flags.json:
+        atomic_write(epath.Path(flags.json), (json.dumps(result, indent=2) + "\n").encode())
+
+
+def measure(config: Any, steps: int) -> dict[str, Any]:
+    """Times `steps` training steps of a config; JSON values, seconds and bytes."""
+    start = time.perf_counter()
+    built = run.build(config)
+    lowered = built.train_step.lower(built.abstract_state, built.batch_spec)
+    traced = time.perf_counter()
+    train_step = lowered.compile()
+    compiled = time.perf_counter()
+
+    state, batch = built.init_state(), synthetic_batch(built.batch_spec)
+    seconds = []
+    for _ in range(_WARM_UP + steps):
+        before = time.perf_counter()
+        state = jax.block_until_ready(train_step(state, batch))
+        seconds.append(time.perf_counter() - before)
+    p10, median, p90 = np.percentile(seconds[_WARM_UP:], (10, 50, 90)).tolist()
+
+    count, devices = model_flops(config), built.mesh.size
+    return {
+        "parameters": models.count_parameters(built.abstract_state.params),
+        "batch_size": config.train.batch_size,
+        "accumulate": config.train.accumulate,
+        "dtype": config.model.dtype,
+        "mesh": dict(built.mesh.shape),
+        "trace_seconds": traced - start,
+        "compile_seconds": compiled - traced,
+        "steps": steps,
+        "step_seconds_p10": p10,
+        "step_seconds_median": median,
+        "step_seconds_p90": p90,
+        "images_per_second": config.train.batch_size / median,
+        "flops_per_step": count,
+        "flops_per_second": count / median,
+        "mfu": flops.mfu(count, median, devices, config.model.dtype, config.log.peak_flops),
+        **flops.peak_memory(),
+        "provenance": provenance(),
+    }
+
+
+def model_flops(config: Any) -> int:
+    """FLOPs of one step, of all devices, without what `model.remat` computes twice."""
+    config = ConfigDict(config.to_dict())
+    if config.model.get("remat", False):
+        config.model.remat = False
+    built = run.build(config)
+    return flops.count_flops(built.train_step, built.abstract_state, built.batch_spec)
+
+
+def synthetic_batch(spec: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Random bytes for images, zeros for all else, placed as the spec says."""
+    rng = np.random.default_rng(0)
+
+    def make(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = np.zeros(leaf.shape, leaf.dtype)
+        if leaf.dtype == np.uint8:
+            values = rng.integers(0, 256, leaf.shape, np.uint8)
+        return jax.device_put(values, leaf.sharding)
+
+    return jax.tree.map(make, spec)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as lines of name and value."""
+    devices = result["provenance"]["devices"]
+    mfu = result["mfu"]
+    memory = "device_peak_bytes" if "device_peak_bytes" in result else "host_peak_rss_bytes"
+    rows = {
+        "config": " ".join([result["config"], *result["overrides"]]),
+        "devices": f"{devices['count']} x {devices['kind']}, {result['dtype']}",
+        "parameters": f"{result['parameters']:,}",
+        "batch size": f"{result['batch_size']} ({result['accumulate']} microbatches)",
+        "trace, compile": f"{result['trace_seconds']:.1f} s, {result['compile_seconds']:.1f} s",
+        "step, median": f"{1e3 * result['step_seconds_median']:.2f} ms",
+        "step, p10 to p90": f"{1e3 * result['step_seconds_p10']:.2f} to "
+        f"{1e3 * result['step_seconds_p90']:.2f} ms of {result['steps']}",
+        "images/s": f"{result['images_per_second']:.1f}",
+        "FLOPs a step": f"{result['flops_per_step']:.4g}",
+        "FLOP/s": f"{result['flops_per_second']:.4g}",
+        "MFU": "unknown peak (--config.log.peak_flops)" if mfu is None else f"{100 * mfu:.1f} %",
+        memory.removesuffix("_bytes").replace("_", " "): f"{result[memory] / 2**20:,.0f} MiB",
+    }
+    return "\n".join(f"{name:<18}{value}" for name, value in rows.items())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
