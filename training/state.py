@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
 
 from training import mesh as meshes
+
+
+# A scalar on the mesh: an array, or its shape, sharding or bytes, as the tree is used for.
+Leaf = Any
 
 
 @jax.tree_util.register_dataclass
@@ -17,21 +20,21 @@ from training import mesh as meshes
 class TrainState:
     """What one training step takes and gives. The loader's position is kept beside it."""
 
-    step: Int[Array, ""]
+    step: Leaf
     params: dict
     opt_state: Any
     # Averages of params, by name.
     ema: dict[str, dict]
-    # Root of all randomness of training; step s uses fold_in(rng, s).
-    rng: Key[Array, ""]
+    # Root of all randomness of training, a typed key; step s uses fold_in(rng, s).
+    rng: Leaf
     # Sums of the metrics over the good steps since the last log line, and how many those are.
-    metrics: dict[str, Float[Array, ""]]
-    window: Int[Array, ""]
+    metrics: dict[str, Leaf]
+    window: Leaf
     # Steps skipped for a NaN or infinite gradient: all of them, those in a row up to now, and the
     # number of the first of that row.
-    bad_steps: Int[Array, ""]
-    bad_streak: Int[Array, ""]
-    bad_since: Int[Array, ""]
+    bad_steps: Leaf
+    bad_streak: Leaf
+    bad_since: Leaf
 
 
 def initial_state(task, optimizer: optax.GradientTransformation, ema_names, metrics, seed: int):

@@ -1,6 +1,6 @@
 """What differs between the stages that the loop trains: one file each, one line here."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Key
@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Key
 from training.tasks import diffusion
 
 
+@runtime_checkable
 class Task(Protocol):
     """All that the loop knows of what it trains."""
 

@@ -1,0 +1,114 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffusion
+from configs import digits
+from training import checkpoints, loop
+from training.components import ConfigError
+from training.config import freeze, validate
+
+
+def make_config(**train):
+    """The quickstart with as little network and as few steps as show everything."""
+    config = digits.get_config("smoke")
+    config.model.update(channels=32, channel_mult=(1,), attention_resolutions=())
+    config.train.update(steps=6, batch_size=8, **train)
+    config.checkpoint.every = 3
+    config.log.update(every=2, preview_every=6, preview_count=4)
+    config.sample.update(steps=2)
+    return config
+
+
+def frozen(config):
+    validate(config)
+    return freeze(config)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run with a profile."""
+    config = make_config()
+    config.profile = 2
+    workdir = tmp_path_factory.mktemp("trained")
+    loop.train(frozen(config), str(workdir))
+    return config, workdir
+
+
+def test_work_directory_has_everything(trained):
+    _, workdir = trained
+    names = {path.name for path in workdir.iterdir()}
+    assert {"config.json", "run.json", "parameters.txt", "profile", "previews"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert checkpoints.steps(workdir / "checkpoints") == [3, 6]
+    assert Image.open(workdir / "previews" / "00000006.png").size[0] > 64
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
+
+
+def test_metrics_and_timing(trained):
+    _, workdir = trained
+    metrics, timing = (
+        [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "timing.jsonl")
+    )
+    assert [line["step"] for line in metrics] == [2, 4, 6]
+    assert {"loss", "mse", "grad_norm", "learning_rate", "bad_steps"} <= metrics[0].keys()
+    # Zero-initialized output: the loss begins at the variance of the noise.
+    assert 0.8 < metrics[0]["loss"] < 1.2
+    assert all(line["images_per_second"] > 0 for line in timing)
+    parts = {"seconds/compile", "seconds/data", "seconds/step", "seconds/checkpoint"}
+    assert parts <= {key for line in timing for key in line}
+
+
+def test_finished_run_is_left_alone(trained, caplog):
+    config, workdir = trained
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with caplog.at_level(logging.INFO):
+        loop.train(frozen(config), str(workdir))
+    assert "nothing left to train" in caplog.text
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_network_is_refused(trained):
+    config, workdir = trained
+    other = make_config()
+    other.model.channels = 64
+    with pytest.raises(ConfigError, match=r"config\.model\.channels: 32 -> 64"):
+        loop.train(frozen(other), str(workdir))
+    assert json.loads((workdir / "config.json").read_text())["model"]["channels"] == 32
+
+
+def test_wrong_number_of_classes_is_found_before_anything_is_written(tmp_path):
+    config = make_config()
+    config.model.num_classes = 7
+    with pytest.raises(ConfigError, match=r"config\.model\.num_classes: 7.*10 classes"):
+        loop.train(frozen(config), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_batch_must_divide_over_the_devices(tmp_path):
+    config = make_config(accumulate=2)
+    with pytest.raises(ConfigError, match=r"config\.train\.batch_size: 8.*4 examples.*8 devices"):
+        loop.train(frozen(config), str(tmp_path))
+
+
+def test_nan_stops_the_run_and_names_the_step_and_the_checkpoint(tmp_path, monkeypatch):
+    to_model = diffusion.to_model
+
+    def poisoned(images):
+        # All of the batches that begin with this image's row sum: none before step 4.
+        return to_model(images) * np.nan
+
+    config = make_config(max_bad_steps=2)
+    loop.train(frozen(make_config(max_bad_steps=2)), str(tmp_path))
+    for step in (6,):
+        checkpoint = tmp_path / "checkpoints" / str(step)
+        assert checkpoint.exists()
+        checkpoint.rename(tmp_path / "aside")
+    monkeypatch.setattr(diffusion, "to_model", poisoned)
+    with pytest.raises(loop.TrainingFailed, match=r"from 4 on, 2 in a row.*last good.*step 3"):
+        loop.train(frozen(config), str(tmp_path))
+    assert checkpoints.steps(tmp_path / "checkpoints") == [3]
