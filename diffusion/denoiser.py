@@ -1,7 +1,7 @@
 """A network joined with what its output means, and rules on its prediction of the clean image."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,8 +11,8 @@ from diffusion.options import check_option
 from diffusion.parameterization import Parameterization
 from diffusion.schedules import Schedule
 
-ClipRule = Literal["none", "static"]
-EpsAfterClip = Literal["rederive", "raw"]
+CLIP_RULES = ("none", "static")
+EPS_AFTER_CLIP = ("rederive", "raw")
 
 Condition = dict[str, Any] | None
 # (x_in [batch ...], time [batch], condition) -> raw
@@ -78,17 +78,15 @@ def denoiser(
     return denoise
 
 
-def clip(
-    denoiser: Denoiser, rule: ClipRule = "static", eps_after_clip: EpsAfterClip = "rederive"
-) -> Denoiser:
+def clip(denoiser: Denoiser, rule: str = "static", eps_after_clip: str = "rederive") -> Denoiser:
     """Restrict the predicted clean image: 'static' to [-1, 1], 'none' not at all.
 
     eps_after_clip says which noise goes with the clipped image: 'rederive' (x - alpha x0) / sigma
     (OpenAI), or 'raw', as predicted (the DDIM authors, diffusers). Guidance goes inside:
     clip(classifier_free(...)), since the clipped predictions are no longer affine in each other.
     """
-    check_option("clip", rule, get_args(ClipRule))
-    check_option("eps_after_clip", eps_after_clip, get_args(EpsAfterClip))
+    check_option("clip", rule, CLIP_RULES)
+    check_option("eps_after_clip", eps_after_clip, EPS_AFTER_CLIP)
     if rule == "none":
         return denoiser
 

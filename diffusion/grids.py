@@ -6,7 +6,6 @@ noisiest first. The network is called at all but the last level, so `steps` call
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -14,8 +13,8 @@ from diffusion.levels import NoiseLevel
 from diffusion.options import check_option
 from diffusion.schedules import Schedule
 
-LastStep = Literal["zero", "sigma_min"]
-Grid = Callable[[Schedule, int, LastStep], NoiseLevel]
+LAST_STEPS = ("zero", "sigma_min")
+Grid = Callable[[Schedule, int, str], NoiseLevel]
 
 
 def respaced() -> Grid:
@@ -25,7 +24,7 @@ def respaced() -> Grid:
     least noisy one).
     """
 
-    def grid(schedule: Schedule, steps: int, last_step: LastStep = "zero") -> NoiseLevel:
+    def grid(schedule: Schedule, steps: int, last_step: str = "zero") -> NoiseLevel:
         visited = _levels_to_visit(steps, last_step)
         if schedule.num_timesteps is None:
             raise ValueError(
@@ -53,7 +52,7 @@ def uniform() -> Grid:
     there; elsewhere it appends clean data.
     """
 
-    def grid(schedule: Schedule, steps: int, last_step: LastStep = "zero") -> NoiseLevel:
+    def grid(schedule: Schedule, steps: int, last_step: str = "zero") -> NoiseLevel:
         visited = _levels_to_visit(steps, last_step)
         low, high = schedule.t_range
         if last_step == "zero" and schedule.num_timesteps is None and schedule.data.t == 0.0:
@@ -63,15 +62,15 @@ def uniform() -> Grid:
     return grid
 
 
-def _levels_to_visit(steps: int, last_step: LastStep) -> int:
+def _levels_to_visit(steps: int, last_step: str) -> int:
     """Levels of the schedule's own range in a grid of `steps` calls; checks the arguments."""
-    check_option("last_step", last_step, get_args(LastStep))
+    check_option("last_step", last_step, LAST_STEPS)
     if steps < 1:
         raise ValueError(f"steps={steps}: must be at least 1")
     return steps if last_step == "zero" else steps + 1
 
 
-def _grid(schedule: Schedule, t: np.ndarray, last_step: LastStep) -> NoiseLevel:
+def _grid(schedule: Schedule, t: np.ndarray, last_step: str) -> NoiseLevel:
     """Levels at t, and clean data after them where the last step goes to zero noise."""
     levels = schedule.level(t)
     if last_step == "sigma_min":

@@ -5,7 +5,7 @@ tables, jax's default float (float32) inside a compiled program.
 """
 
 from types import ModuleType
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from diffusion.options import check_option
 
 AnyArray = jax.Array | np.ndarray
-Scaling = Literal["vp", "ve", "flow"]
+SCALINGS = ("vp", "ve", "flow")
 
 
 class NoiseLevel(NamedTuple):
@@ -53,14 +53,14 @@ def as_floats(x: ArrayLike) -> tuple[ModuleType, AnyArray]:
     return np, np.asarray(x, np.float64)
 
 
-def alpha_sigma(logsnr: ArrayLike, scaling: Scaling) -> tuple[ArrayLike, ArrayLike]:
+def alpha_sigma(logsnr: ArrayLike, scaling: str) -> tuple[ArrayLike, ArrayLike]:
     """The signal and noise coefficients (alpha, sigma) at `logsnr`, exact at +-inf.
 
     vp: alpha^2 + sigma^2 = 1 (DDPM). ve: alpha = 1 (EDM). flow: alpha + sigma = 1 (rectified flow).
     Both coefficients come from logsnr through logaddexp, so neither is a difference of
     near-equal numbers: 1 - alpha_bar in float32 is off by 2e-4 at the first step of DDPM.
     """
-    check_option("scaling", scaling, get_args(Scaling))
+    check_option("scaling", scaling, SCALINGS)
     xp, logsnr = as_floats(logsnr)
     if scaling == "ve":
         return xp.ones_like(logsnr), xp.exp(-0.5 * logsnr)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diffusion.denoiser import Condition, Network, call_network
 from diffusion.gaussian import (
-    Likelihood,
+    LIKELIHOODS,
     ReverseChain,
     discretized_log_likelihood,
     full_chain,
@@ -27,8 +26,8 @@ from diffusion.schedules import Schedule
 from diffusion.time_samplers import TimeSampler
 from diffusion.weightings import Weighting
 
-Loss = Literal["simple", "hybrid", "vlb"]
-TrainedVariance = Literal["fixed", "learned_range"]
+LOSSES = ("simple", "hybrid", "vlb")
+VARIANCES = ("fixed", "learned_range")
 
 
 def mean_per_example(x: Float[Array, "batch *shape"]) -> Float[Array, " batch"]:
@@ -47,7 +46,7 @@ def vlb_term(
     log_variance: Float[Array, "batch *#shape"],
     t: Int[Array, " batch"],
     chain: ReverseChain,
-    likelihood: Likelihood = "exact",
+    likelihood: str = "exact",
 ) -> Float[Array, " batch"]:
     """L_{t-1} of the variational bound in bits/dim for a model that predicts x0_hat.
 
@@ -87,14 +86,14 @@ class Objective:
     parameterization: Parameterization
     weighting: Weighting
     time_sampler: TimeSampler
-    loss: Loss = "simple"
-    variance: TrainedVariance = "fixed"
-    likelihood: Likelihood = "exact"
+    loss: str = "simple"
+    variance: str = "fixed"
+    likelihood: str = "exact"
 
     def __post_init__(self):
-        check_option("loss", self.loss, get_args(Loss))
-        check_option("variance", self.variance, get_args(TrainedVariance))
-        check_option("likelihood", self.likelihood, get_args(Likelihood))
+        check_option("loss", self.loss, LOSSES)
+        check_option("variance", self.variance, VARIANCES)
+        check_option("likelihood", self.likelihood, LIKELIHOODS)
         if (self.loss == "simple") != (self.variance == "fixed"):
             raise ValueError(
                 f"loss={self.loss!r} with variance={self.variance!r}: 'simple' trains no variance "

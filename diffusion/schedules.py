@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float64
 
-from diffusion.levels import NoiseLevel, Scaling, alpha_sigma, as_floats
+from diffusion.levels import NoiseLevel, alpha_sigma, as_floats
 
 
 class Schedule(abc.ABC):
@@ -19,7 +19,8 @@ class Schedule(abc.ABC):
     None). Given numpy, every method computes in float64 numpy; given jax arrays, in float32 jax.
     """
 
-    scaling: Scaling
+    # One of `levels.SCALINGS`.
+    scaling: str
     num_timesteps: int | None
 
     @abc.abstractmethod
@@ -76,7 +77,7 @@ class Discrete(Schedule):
     """
 
     betas: Float64[np.ndarray, " timesteps"]
-    scaling: Scaling = dataclasses.field(default="vp", init=False)
+    scaling: str = dataclasses.field(default="vp", init=False)
 
     def __post_init__(self):
         if not np.all((self.betas > 0) & (self.betas < 1)):
@@ -145,7 +146,7 @@ class RectifiedFlow(Schedule):
     """
 
     margin: float
-    scaling: Scaling = dataclasses.field(default="flow", init=False)
+    scaling: str = dataclasses.field(default="flow", init=False)
     num_timesteps: None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self):
@@ -185,7 +186,7 @@ class EDM(Schedule):
     sigma_min: float
     sigma_max: float
     rho: float
-    scaling: Scaling = dataclasses.field(default="ve", init=False)
+    scaling: str = dataclasses.field(default="ve", init=False)
     num_timesteps: None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self):

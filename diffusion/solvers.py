@@ -7,9 +7,10 @@ multiplies and adds. Every solver takes every scaling (vp, ve, flow) and paramet
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float, Float64
 
 from diffusion.denoiser import Prediction
@@ -17,7 +18,7 @@ from diffusion.gaussian import learned_range_log_variance, posterior, reverse_ch
 from diffusion.levels import AnyArray, NoiseLevel, namespace
 from diffusion.options import check_option
 
-Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 Table = Float64[np.ndarray, " steps"]
 # A denoiser with its condition bound.
 Bound = Callable[[AnyArray, NoiseLevel], Prediction]
@@ -68,10 +69,10 @@ class DDPMPlan(NamedTuple):
 class DDPM(Solver):
     """Ancestral sampling: the posterior's mean at the predicted x0 (DDPM, algorithm 2)."""
 
-    variance: Variance
+    variance: str
 
     def __post_init__(self):
-        check_option("ddpm: variance", self.variance, get_args(Variance))
+        check_option("ddpm: variance", self.variance, VARIANCES)
 
     def plan(self, grid: NoiseLevel) -> DDPMPlan:
         """Chain over the visited levels: its betas are those of the respaced process."""
@@ -87,7 +88,7 @@ class DDPM(Solver):
             now, after, chain.x0_coef, chain.z_coef, chain.log_small, log_large, noise_scale
         )
 
-    def log_variance(self, prediction: Prediction, plan: DDPMPlan) -> AnyArray:
+    def log_variance(self, prediction: Prediction, plan: DDPMPlan) -> ArrayLike:
         """log variance of p(z_next | z_now) before `noise_scale`."""
         if self.variance == "fixed_small":
             return plan.log_small
@@ -117,7 +118,7 @@ class DDPM(Solver):
         return mean + plan.noise_scale * std * noise
 
 
-def ddpm(variance: Variance = "fixed_small") -> DDPM:
+def ddpm(variance: str = "fixed_small") -> DDPM:
     """Ancestral sampling with variance 'fixed_small', 'fixed_large' (beta) or 'learned_range'."""
     return DDPM(variance)
 
