@@ -12,6 +12,7 @@ import multiprocessing.connection
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 
 import grain
@@ -131,7 +132,13 @@ class Loader:
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             self._iterator = self._open(self._batches)
+            # Grain's workers and memory are to be released before the interpreter is torn down.
+            self._release = weakref.finalize(self, self._iterator.close)
         batch = next(self._iterator)
+        if self._workers:
+            # Out of the shared memory, which is scarce (64 MB in a container) and in use until
+            # the batch is dropped.
+            batch = {field: np.array(rows) for field, rows in batch.items()}
         self._batches += 1
         self._note_skipped(list(batch.pop(_SKIPPED, ())))
         return batch
@@ -159,7 +166,7 @@ class Loader:
     def close(self) -> None:
         """Ends threads and worker processes. The loader can be used on and opens them again."""
         if self._iterator is not None:
-            self._iterator.close()
+            self._release()
             self._iterator = None
 
     @functools.cached_property

@@ -26,8 +26,8 @@ class TfdsSource(Source):
         self._split = split
         self._open_builder = open_builder
         info = self._builder.info
-        if "[" not in split:
-            check_name(f"{name}: split", split, sorted(info.splits))
+        for part in split.split("+"):
+            check_name(f"{name}: split", part.partition("[")[0], sorted(info.splits))
         features = dict(info.features.items())
         if not isinstance(features.get("image"), Image):
             raise ValueError(f"{name}: needs a feature 'image'; it has {', '.join(features)}")
@@ -86,7 +86,7 @@ def tfds(name: str, split: str = "train", data_dir: str | None = None) -> TfdsSo
 
     Args:
         name: 'cifar10', 'cifar10:3.0.2', 'imagenet_resized/64x64', ...
-        split: a split or a part of one, 'train[:90%]'.
+        split: a split, a part of one ('train[:90%]') or several ('train+test').
         data_dir: where TFDS keeps its data; by default TFDS's own directory.
     """
     given = f", data_dir={data_dir!r}" if data_dir else ""

@@ -89,21 +89,17 @@ def test_arguments_are_checked(data_dir):
         shapes(32, "valid", data_dir=data_dir)
 
 
-def test_processes_that_prepare_at_once_all_succeed(tmp_path):
-    running = [start(tmp_path, 300) for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0] for process in running]
-    assert [output.splitlines()[-1] for output in outputs] == ["300", "300"]
-
-
-def test_preparation_that_was_killed_is_done_again(tmp_path):
+def test_killed_preparation_leaves_nothing_and_several_at_once_succeed(tmp_path):
     process = start(tmp_path, 100_000)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("shapes/32/incomplete.*")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(0.5)  # some thousand scenes into the first split
+    time.sleep(0.5)  # some hundred scenes into the first split
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "shapes/32/1.0.0").exists()
-    process = start(tmp_path, 30)
-    assert process.communicate(timeout=60)[0].splitlines()[-1] == "30"
+
+    running = [start(tmp_path, 300) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in running]
+    assert [output.splitlines()[-1] for output in outputs] == ["300", "300"]
