@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 import models
 from training import command_line, components, flops, run
+from training.components import ConfigError
 from training.config import freeze, validate
 from training.workdir import atomic_write, provenance
 
@@ -36,13 +37,15 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser.parse_args(rest)
     if flags.steps < 1:
         parser.error(f"--steps={flags.steps}: must be at least 1")
-    config = command_line.read(flags.config)
-    command_line.override(config, overrides)
-    validate(config)
-    components.check(config)
-    result = {"config": flags.config, "overrides": overrides} | measure(
-        freeze(config), flags.steps
-    )
+    try:
+        config = command_line.read(flags.config)
+        command_line.override(config, overrides)
+        validate(config)
+        components.check(config)
+        result = measure(freeze(config), flags.steps)
+    except ConfigError as error:
+        parser.error(str(error))
+    result = {"config": flags.config, "overrides": overrides} | result
     print(table(result))
     if flags.json:
         atomic_write(epath.Path(flags.json), (json.dumps(result, indent=2) + "\n").encode())

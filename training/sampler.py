@@ -122,7 +122,7 @@ def sample_labels(
 
 
 def _calls_per_step(solver: diffusion.Solver, plan: Any) -> int:
-    """How often one step asks the denoiser, found by making one with a denoiser that counts."""
+    """How often one step asks the denoiser, found by tracing one with a denoiser that counts."""
     calls = 0
 
     def denoiser(x, level):
@@ -130,7 +130,8 @@ def _calls_per_step(solver: diffusion.Solver, plan: Any) -> int:
         calls += 1
         return diffusion.Prediction(x, x, x)
 
-    x = np.zeros((1, 1), np.float32)
-    first = jax.tree.map(lambda leaf: leaf[0], plan)
-    solver.step(solver.init(x), denoiser, first, x)
+    def step(x, row):
+        return solver.step(solver.init(x), denoiser, row, x)
+
+    jax.eval_shape(step, np.zeros((1, 1), np.float32), jax.tree.map(lambda leaf: leaf[0], plan))
     return calls
