@@ -10,12 +10,13 @@ Any field of configs/base.py can be set by --config.field=value.
 
 import functools
 import importlib
+import logging as std_logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 from ml_collections import FrozenConfigDict
 
@@ -81,6 +82,9 @@ def parse(arguments: Sequence[str]) -> FrozenConfigDict:
 @exit_on_mistakes
 def main(config: FrozenConfigDict) -> None:
     """Runs the mode; some mistakes show only here, with JAX and the data at hand."""
+    # The libraries tell of each step they take; of them only warnings are of use to a user.
+    logging.set_verbosity(logging.WARNING)
+    std_logging.getLogger("training").setLevel(std_logging.INFO)
     components.check(config)
     module, function = MODES[FLAGS.mode].split(":")
     getattr(importlib.import_module(module), function)(config, FLAGS.workdir)

@@ -66,11 +66,11 @@ def unet() -> ConfigDict:
             # Changing resolution: 'conv' (a strided convolution; nearest + convolution) or
             # 'resblock' (BigGAN: inside a residual block, on both branches).
             "resample": "conv",
-            # Sinusoidal time embedding: 'ddpm' (sin, cos; freq / (half - 1)) or 'adm' (cos, sin; / half).
+            # Sinusoidal time embedding: 'ddpm' (sin, cos; over half - 1), 'adm' (cos, sin; over half).
             "time_embedding": "ddpm",
             "norm_groups": 32,
             "norm_eps": 1e-6,
-            # Initialization: 'ddpm' (variance scaling, fan_avg) or 'torch' (PyTorch's layer defaults).
+            # Initialization: 'ddpm' (variance scaling, fan_avg) or 'torch' (PyTorch's defaults).
             "init": "ddpm",
             # Classes the network is conditioned on; 0: unconditional. With null_class, one more
             # row of the table stands for "no label" (classifier-free guidance).

@@ -8,7 +8,7 @@ beforehand; a folder of images does as well:
 
     --config.data.source="folder(path='/data/cifar10', split='train')"
 
-`:smoke` runs on a CPU in about a minute: a small network, and generated shapes in place of CIFAR-10.
+`:smoke` runs on a CPU in about a minute: a small network, and generated shapes for CIFAR-10.
 """
 
 from ml_collections import ConfigDict

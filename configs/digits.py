@@ -33,9 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ema.default = "constant(decay=0.995)"
     config.checkpoint.update(every=1000)
     config.log.update(every=100, preview_every=1000, preview_count=60)
-    config.sample.update(
-        solver="ddim(eta=0.0)", steps=50, guidance=1.5, count=1000, batch_size=200
-    )
+    config.sample.update(solver="ddim(eta=0.0)", steps=50, guidance=1.5, count=1000, batch_size=200)
     config.evaluate.metrics = ("class_accuracy",)
     if variant == "smoke":
         config.train.steps = 20

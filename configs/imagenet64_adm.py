@@ -2,8 +2,8 @@
 
     python main.py --config=configs/imagenet64_adm.py --workdir=gs://bucket/imagenet64_adm
 
-295.9M parameters; the paper trains 540,000 steps at batch 2048 and reports FID 2.07 (50,000 samples,
-250 steps). Needs accelerators: bfloat16, the state sharded over fsdp. The data is TFDS's
+295.9M parameters; the paper trains 540,000 steps at batch 2048 and reports FID 2.07 (50,000
+samples, 250 steps). Needs accelerators: bfloat16, the state sharded over fsdp. The data is TFDS's
 `imagenet2012`, or a folder with one sub-folder a class:
 
     --config.data.source="folder(path='/data/imagenet', split='train')"

@@ -9,6 +9,7 @@ from diffusion.denoiser import Prediction, clip, denoiser
 from diffusion.guidance import classifier_free
 from diffusion.levels import NoiseLevel
 from diffusion.objective import Objective
+from diffusion.pixels import to_model, to_uint8
 from diffusion.sampler import sample, sample_keys
 from diffusion.schedules import Schedule
 from diffusion.solvers import Solver
@@ -48,4 +49,6 @@ __all__ = [
     "denoiser",
     "sample",
     "sample_keys",
+    "to_model",
+    "to_uint8",
 ]

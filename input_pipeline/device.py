@@ -82,16 +82,14 @@ class DeviceBatches:
                 f"of {self._loader.local_batch_size} only, so read with epochs=None, or use the "
                 "loader itself"
             )
-        on_device = {}
-        for field, rows in batch.items():
-            if rows.dtype.kind in "US":
-                on_device[field] = rows
-            else:
-                shape = (self._loader.batch_size, *rows.shape[1:])
-                on_device[field] = jax.make_array_from_process_local_data(
-                    self._sharding, rows, shape
-                )
-        return on_device
+
+        def put(local: np.ndarray) -> jax.Array | np.ndarray:
+            if local.dtype.kind in "US":
+                return local
+            shape = (self._loader.batch_size, *local.shape[1:])
+            return jax.make_array_from_process_local_data(self._sharding, local, shape)
+
+        return {field: put(local) for field, local in batch.items()}
 
 
 def device_batches(

@@ -66,10 +66,12 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-        # Photographs are stored as the sensor lay, with the rotation beside them.
-        return ImageOps.exif_transpose(image)
+        if "exif" in image.info:
+            # Photographs are stored as the sensor lay, with the rotation beside them.
+            ImageOps.exif_transpose(image, in_place=True)
+        return image
     except _BROKEN as error:
-        raise BadImageError(str(error).replace("<_io.BytesIO object at ", "<")) from error
+        raise BadImageError(str(error) or type(error).__name__) from error
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

@@ -94,7 +94,7 @@ class Stream:
         raise BadImageError(f"not one image of {self.source.name} can be decoded; the last: {bad}")
 
     def _load(self, index: int, position: int) -> dict:
-        example = self.source.example(index, self.fields)
+        example = dict(self.source.example(index, self.fields))
         image = to_array(example["image"], self.image_size, self.channels)
         if self.augmentations:
             rng = np.random.Generator(np.random.Philox(key=(self.seed, position)))
@@ -133,19 +133,19 @@ class Loader:
             self._iterator = self._open(self._batches)
         batch = next(self._iterator)
         self._batches += 1
-        self._note_skipped(batch.pop(_SKIPPED, ()))
+        self._note_skipped(list(batch.pop(_SKIPPED, ())))
         return batch
 
     def state(self) -> dict:
         """The place after the batches that were returned, whatever was read ahead; JSON."""
-        return {"batches": self._batches, **self._identity()}
+        return {"batches": self._batches, **self._identity}
 
     def restore(self, state: dict) -> None:
         """Continues after the batches of `state`; nothing is read again.
 
         Raises ValueError where the state is that of another stream.
         """
-        for field, value in self._identity().items():
+        for field, value in self._identity.items():
             stored = state.get(field)
             if stored != value:
                 raise ValueError(
@@ -162,6 +162,7 @@ class Loader:
             self._iterator.close()
             self._iterator = None
 
+    @functools.cached_property
     def _identity(self) -> dict:
         stream = self._stream
         return {
@@ -185,7 +186,7 @@ class Loader:
             batches = batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
         return iter(batches)
 
-    def _note_skipped(self, bad_images: Sequence[str]) -> None:
+    def _note_skipped(self, bad_images: list[str]) -> None:
         self.skipped += len(bad_images)
         for bad in bad_images:
             if bad not in self._warned:
@@ -209,7 +210,7 @@ def make_loader(
     process_count: int | None = None,
     on_bad_image: str = "raise",
 ) -> Loader:
-    """A loader of batches: dicts of arrays with this process's rows first axis.
+    """A loader of batches: dicts of arrays with this process's rows along the first axis.
 
     `image` is uint8 [rows, image_size, image_size, channels], `label` int32 [rows], texts are
     numpy strings. With P processes, process p has rows [p * batch_size / P, (p + 1) *

@@ -1,4 +1,4 @@
-"""The one place that touches NNX's split and merge: a module becomes two plain functions of a dict."""
+"""A module as two plain functions of a dict: all contact with NNX's split and merge is here."""
 
 import functools
 from collections.abc import Callable, Mapping

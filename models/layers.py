@@ -1,4 +1,4 @@
-"""Layers that the networks share: normalization, convolution, dense, resampling, dropout, and init."""
+"""Layers that the networks share, and their initialization."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""U-Net of DDPM (Ho et al., 2020) and ADM (Dhariwal and Nichol, 2021): one network, two settings."""
+"""The U-Net of DDPM (Ho et al., 2020) and ADM (Dhariwal and Nichol, 2021): two settings of one."""
 
 import dataclasses
 import difflib
@@ -109,8 +109,11 @@ class UNetConfig:
                 "norm_groups",
                 f"must divide the channels of every level, {self.widths}",
             )
-        attended = {w for w, r in zip(self.widths, self.resolutions, strict=True)
-                    if r in self.attention_resolutions} | {self.widths[-1]}
+        attended = {
+            w
+            for w, r in zip(self.widths, self.resolutions, strict=True)
+            if r in self.attention_resolutions
+        } | {self.widths[-1]}
         name = "head_channels" if self.head_channels else "num_heads"
         for width in attended:
             _require(
@@ -209,7 +212,7 @@ class Block(nnx.Module):
 
 
 class ConvResample(nnx.Module):
-    """Half the resolution by a strided convolution, or twice by nearest neighbour and convolution."""
+    """Strided convolution to half the resolution, or nearest neighbour and convolution to twice."""
 
     def __init__(self, config: UNetConfig, channels: int, direction: str, *, rngs: nnx.Rngs):
         self.up = direction == "up"
@@ -281,7 +284,7 @@ class UNet(nnx.Module):
         self.encoder = nnx.List(encoder)
 
         self.middle = nnx.List(
-            [Block(config, width, width, attention=attention, rngs=rngs) for attention in (1, 0)]
+            [Block(config, width, width, attention=where, rngs=rngs) for where in (True, False)]
         )
 
         for level, outputs in reversed(list(enumerate(widths))):

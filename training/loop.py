@@ -3,20 +3,23 @@
 import contextlib
 import logging
 import math
+import sys
 
 import jax
 import numpy as np
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 import diffusion
 import input_pipeline
-from training import components, flops, images
+from training import clock, components, flops, images
 from training import run as runs
 from training.checkpoints import Checkpoints
-from training.clock import Clock
+from training.clock import Clock, Progress
 from training.components import ConfigError
+from training.config import check_resumable, load
 from training.metrics import MetricsWriter
-from training.workdir import Workdir
+from training.workdir import Workdir, atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -39,33 +42,31 @@ def make_source(config: ConfigDict):
 
 def make_loader(config: ConfigDict, source, fields):
     """The stream of training batches of a config."""
+    augmentations = tuple(
+        components.build(input_pipeline.AUGMENTATIONS, item, "config.data.augmentations")
+        for item in config.data.augmentations
+    )
     return input_pipeline.make_loader(
         source,
         image_size=config.data.image_size,
         channels=config.data.channels,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        augmentations=tuple(config.data.augmentations),
+        augmentations=augmentations,
         fields=tuple(fields),
         workers=config.data.workers,
         on_bad_image=config.data.on_bad_image,
     )
 
 
-def compile_step(config: ConfigDict, run: runs.Run):
-    """The training step as an executable, and the FLOPs of one call."""
-    lowered = run.train_step.lower(run.abstract_state, run.batch_spec)
-    return lowered.compile(), flops.count(lowered, repeats=config.train.accumulate)
-
-
 def _restore_or_init(run: runs.Run, checkpoints: Checkpoints, loader, writer: MetricsWriter):
     """State of the newest checkpoint with data and metrics put back to it, or a fresh state."""
     latest = checkpoints.latest()
+    writer.rewind(latest or 0)
     if latest is None:
         return run.init_state(), 0
     state, position = checkpoints.restore(run.abstract_state, latest)
     loader.restore(position)
-    writer.rewind(latest)
     log.info("resuming from the checkpoint of step %d", latest)
     return state, latest
 
@@ -98,53 +99,131 @@ def _preview(config: ConfigDict, run: runs.Run, state) -> np.ndarray:
     return images.grid(np.asarray(diffusion.to_uint8(pictures)))
 
 
+def _describe(run: runs.Run, workdir: Workdir) -> None:
+    """The table of parameters, and a line on what runs where."""
+    params = run.abstract_state.params
+    table = parameter_overview.get_parameter_overview(params, include_stats="sharding")
+    if jax.process_index() == 0:
+        atomic_write(workdir.parameters, (table + "\n").encode())
+    log.info(
+        "%s parameters (%s) on %d x %s, mesh %s",
+        f"{parameter_overview.count_parameters(params):,}",
+        workdir.parameters,
+        run.mesh.size,
+        run.mesh.devices.flat[0].device_kind,
+        dict(run.mesh.shape),
+    )
+
+
+class _Report:
+    """Tells, at each log line, how the training goes and how fast."""
+
+    def __init__(self, config: ConfigDict, run: runs.Run, writer: MetricsWriter, first: int):
+        self._config, self._run, self._writer = config, run, writer
+        self._last, self._first = first, first
+        self._flops = flops.count_flops(run.train_step, run.abstract_state, run.batch_spec)
+        self.clock = Clock()
+        self.progress = Progress(config.train.steps, done=first)
+
+    def line(self, step: int, state) -> None:
+        """Writes metrics and timing of the steps since the line before."""
+        means = _mean_metrics(state)
+        self._writer.scalars(step, means)
+        split, done = self.clock.split(), step - self._last
+        self._last = step
+        speed = clock.rate(done * self._config.train.batch_size, split)
+        seconds = sum(split.get(part, 0.0) for part in clock.RATE_PARTS)
+        usage = flops.mfu(
+            done * self._flops,
+            seconds,
+            self._run.mesh.size,
+            self._config.model.dtype,
+            self._config.log.peak_flops,
+        )
+        parts = {f"seconds/{part}": spent for part, spent in split.items()}
+        timing = {"images_per_second": speed, "mfu": usage} | parts | flops.peak_memory()
+        self._writer.timing(step, timing)
+        shown = {"loss": means["loss"], "images/s": speed}
+        if usage is not None:
+            shown["mfu"] = usage
+        left = self.clock.eta(step - self._first, self._config.train.steps - step)
+        self.progress.log(step, shown, left)
+
+
+class _Tracer:
+    """Traces `count` steps with JAX's profiler, from the first log line on."""
+
+    def __init__(self, workdir: Workdir, start: int, count: int):
+        self._directory, self._start, self._stop = workdir.profile, start, start + count
+
+    def after(self, step: int, state) -> None:
+        """Starts or stops the trace where this step is its border."""
+        if self._start == self._stop:
+            return
+        if step == self._start:
+            jax.profiler.start_trace(self._directory)
+        if step == self._stop:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            log.info("profile of steps %d to %d: %s", self._start + 1, step, self._directory)
+
+
 def train(config: ConfigDict, directory: str) -> None:
-    """Trains to `config.train.steps`, from the newest checkpoint of the work directory if any."""
+    """Trains to `config.train.steps`, from the newest checkpoint of the work directory if any.
+
+    Raises:
+        ConfigError: before anything is compiled, where the config does not fit data, devices or
+            the run that the directory holds.
+        TrainingFailed: too many bad steps in a row.
+    """
     source = make_source(config)
     run = runs.build(config)
     workdir = Workdir(directory)
-    workdir.start(config)
-    steps, every = config.train.steps, config.log.every
+    if workdir.config.exists():
+        check_resumable(load(workdir.config), config)
+    workdir.start(config, sys.argv)
+    steps = config.train.steps
 
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(
-            contextlib.closing(MetricsWriter(workdir, tensorboard=config.log.tensorboard))
-        )
-        checkpoints = stack.enter_context(
-            contextlib.closing(
-                Checkpoints(
-                    workdir.checkpoints, config.checkpoint.keep, config.checkpoint.keep_every
-                )
-            )
-        )
-        loader = stack.enter_context(contextlib.closing(make_loader(config, source, run.batch_spec)))
-        clock = Clock()
-        with clock("compile"):
-            state, first = _restore_or_init(run, checkpoints, loader, writer)
-            train_step, step_flops = compile_step(config, run)
-        batches = stack.enter_context(
-            contextlib.closing(
-                input_pipeline.device_batches(
-                    loader, run.batch_sharding(), depth=config.data.prefetch
-                )
-            )
-        )
 
+        def closing(thing):
+            return stack.enter_context(contextlib.closing(thing))
+
+        writer = closing(MetricsWriter(workdir, tensorboard=config.log.tensorboard))
+        checkpoints = closing(
+            Checkpoints(workdir.checkpoints, config.checkpoint.keep, config.checkpoint.keep_every)
+        )
+        loader = closing(make_loader(config, source, run.batch_spec))
+        state, first = _restore_or_init(run, checkpoints, loader, writer)
+        if first >= steps:
+            log.info("step %d of %d: nothing left to train", first, steps)
+            return
+        report = _Report(config, run, writer, first)
+        closing(report.progress)
+        _describe(run, workdir)
+        with report.clock("compile"):
+            train_step = run.train_step.lower(run.abstract_state, run.batch_spec).compile()
+        batches = closing(
+            input_pipeline.device_batches(loader, run.batch_sharding(), config.data.prefetch)
+        )
+        tracer = _Tracer(workdir, first + config.log.every, config.profile)
         for step in range(first + 1, steps + 1):
-            with clock("data"):
+            with report.clock("data"):
                 batch, position = next(batches)
-            with clock("step"):
+            with report.clock("step"):
                 state = train_step(state, batch)
-            if step % every == 0 or step == steps:
-                # The only place where the host waits for the device.
-                with clock("step"):
+            report.progress.update(step)
+            if step % config.log.every == 0 or step == steps:
+                with report.clock("step"):
+                    # The only place where the host waits for the device.
                     jax.block_until_ready(state)
                 _stop_if_halted(config, state, checkpoints)
-                writer.scalars(step, _mean_metrics(state))
+                report.line(step, state)
+            tracer.after(step, state)
             if step % config.checkpoint.every == 0 or step == steps:
-                with clock("checkpoint"):
+                with report.clock("checkpoint"):
                     _stop_if_halted(config, state, checkpoints)
                     checkpoints.save(step, state, position)
             if config.log.preview_every and step % config.log.preview_every == 0:
-                with clock("preview"):
+                with report.clock("preview"):
                     writer.images(step, _preview(config, run, state))

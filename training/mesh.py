@@ -8,6 +8,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from training.components import ConfigError
+
 AXES = ("data", "fsdp", "tensor")
 
 # Below this many elements a parameter is kept whole on every device: gathering it would cost more
@@ -21,19 +23,20 @@ def make_mesh(
     """Arranges devices as (data, fsdp, tensor); one axis may be -1 and takes what is left.
 
     Raises:
-        ValueError: the axes do not multiply to the number of devices.
+        ConfigError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
+    asked = f"data={data}, fsdp={fsdp}, tensor={tensor}"
     if sizes.count(-1) > 1:
-        raise ValueError(f"config.mesh: at most one axis may be -1, got {dict(zip(AXES, sizes))}")
+        raise ConfigError(f"config.mesh: {asked}: at most one axis may be -1 (the rest)")
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % fixed == 0:
         sizes[sizes.index(-1)] = len(devices) // fixed
     if math.prod(sizes) != len(devices):
-        raise ValueError(
-            f"config.mesh: {dict(zip(AXES, sizes))} does not arrange {len(devices)} devices; the "
-            "product of the axes must be that number (-1 in one axis takes what the others leave)"
+        raise ConfigError(
+            f"config.mesh: {asked} does not arrange {len(devices)} devices; the product of the "
+            "axes must be that number (-1 in one axis takes what the others leave)"
         )
     return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES)
 

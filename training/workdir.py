@@ -30,6 +30,7 @@ class Workdir:
         self.path = epath.Path(path)
         self.config = self.path / "config.json"
         self.run = self.path / "run.json"
+        self.parameters = self.path / "parameters.txt"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.timing = self.path / "timing.jsonl"

@@ -4,6 +4,7 @@ What is open is opened in the process that reads and is not sent to others.
 """
 
 import abc
+import io
 import os
 import tarfile
 import zipfile
@@ -18,7 +19,7 @@ class Archive(abc.ABC):
 
     def __init__(self, path: Path):
         self.path = path
-        self._open()
+        self._file = self._open()
         # Files that begin with a dot, or lie in such a folder, belong to the system (.DS_Store).
         self.sizes = {
             name: size
@@ -31,10 +32,11 @@ class Archive(abc.ABC):
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
-        self._open()
+        self._file = self._open()
 
-    def _open(self) -> None:
-        """Opens `_file`, where there is one for all names."""
+    @abc.abstractmethod
+    def _open(self) -> object:
+        """What all names are read from; opened in each process."""
 
     @abc.abstractmethod
     def _entries(self) -> Iterator[tuple[str, int]]: ...
@@ -46,6 +48,9 @@ class Archive(abc.ABC):
 
 class Directory(Archive):
     """All files below a directory."""
+
+    def _open(self) -> None:
+        return None
 
     def _entries(self) -> Iterator[tuple[str, int]]:
         root = os.fspath(self.path)
@@ -62,8 +67,8 @@ class Directory(Archive):
 class Tar(Archive):
     """An uncompressed tar, read by the offsets of its members."""
 
-    def _open(self) -> None:
-        self._file = open(self.path, "rb", buffering=0)
+    def _open(self) -> io.FileIO:
+        return open(self.path, "rb", buffering=0)
 
     def _entries(self) -> Iterator[tuple[str, int]]:
         self._offsets = {}
@@ -83,8 +88,8 @@ class Tar(Archive):
 class Zip(Archive):
     """A zip file."""
 
-    def _open(self) -> None:
-        self._file = zipfile.ZipFile(self.path)
+    def _open(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.path)
 
     def _entries(self) -> Iterator[tuple[str, int]]:
         for member in self._file.infolist():

@@ -1,8 +1,8 @@
 """Images in folders: a directory, a tar or a zip, with classes and captions beside them.
 
-    photos/train/cat/0001.jpg     `split` 'train', class 'cat'
-    photos/train/cat/0001.txt     its caption, or else one line of
-    photos/train/metadata.jsonl   {"file_name": "cat/0001.jpg", "caption": "a cat on a mat"}
+photos/train/cat/0001.jpg     `split` 'train', class 'cat'
+photos/train/cat/0001.txt     its caption, or else one line of
+photos/train/metadata.jsonl   {"file_name": "cat/0001.jpg", "caption": "a cat on a mat"}
 """
 
 import functools

@@ -2,8 +2,6 @@
 
 import functools
 
-import tensorflow_datasets
-
 from input_pipeline.sources.base import check_name
 from input_pipeline.sources.shapes_builder import Shapes
 from input_pipeline.sources.tfds import TfdsSource

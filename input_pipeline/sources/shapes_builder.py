@@ -49,12 +49,15 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         for index in range(render.SPLITS[split]):
             scene = render.scene(split, index)
             pixels = render.render(scene, int(self.builder_config.name))
-            yield index, {
-                "image": _png(pixels),
-                "label": scene.label,
-                "caption": scene.caption,
-                **scene.attributes,
-            }
+            yield (
+                index,
+                {
+                    "image": _png(pixels),
+                    "label": scene.label,
+                    "caption": scene.caption,
+                    **scene.attributes,
+                },
+            )
 
 
 def _png(pixels: np.ndarray) -> io.BytesIO:

@@ -5,6 +5,7 @@ A scene follows from (split, index) alone. The unit of length is the side of the
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,7 +29,16 @@ BACKGROUNDS = {
 }
 SIZES = {"small": 0.13, "large": 0.21}  # radius of the circumscribed circle
 # One shape of each kind and each colour is never seen in training, but all of its parts are.
-HELD_OUT = frozenset((s, c) for s, c in zip(SHAPES, (*list(COLOURS)[2:], "red", "green")))
+HELD_OUT = frozenset(
+    {
+        ("circle", "blue"),
+        ("square", "yellow"),
+        ("triangle", "purple"),
+        ("star", "orange"),
+        ("cross", "red"),
+        ("diamond", "green"),
+    }
+)
 SPLITS = {"train": 20_000, "test": 2_000, "compositional": 2_000}
 
 # Middle of a lone object; middle of the first of two, the second's is opposite.
@@ -110,7 +120,10 @@ def scene(split: str, index: int) -> Scene:
     'compositional' always is.
     """
     rng = np.random.default_rng((list(SPLITS).index(split), index))
-    pick = lambda names: str(rng.choice(list(names)))  # noqa: E731
+
+    def pick(names: Iterable[str]) -> str:
+        return str(rng.choice(list(names)))
+
     two = bool(rng.random() < 0.5)
     position = pick(_RELATIONS if two else _PLACES)
     x, y = _PLACES[_RELATIONS.get(position, position)]
@@ -121,8 +134,7 @@ def scene(split: str, index: int) -> Scene:
         shape, colour = pairs[rng.integers(len(pairs))]
         # Along the line between two objects there is little room.
         jitter = rng.uniform(-1, 1, 2) * [0.02 if m != 0.5 else 0.08 for m in middle]
-        x_jitter, y_jitter = (float(m + j) for m, j in zip(middle, jitter, strict=True))
-        things.append(Thing(shape, colour, pick(SIZES), x_jitter, y_jitter))
+        things.append(Thing(shape, colour, pick(SIZES), *(jitter + middle).tolist()))
     used = {thing.colour for thing in things}
     return Scene(tuple(things), position, pick(b for b in BACKGROUNDS if b not in used))
 
@@ -138,8 +150,7 @@ def render(scene: Scene, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
         if thing.shape == "circle":
             draw.circle((thing.x * side, thing.y * side), radius * side, fill=colour)
         else:
-            outline = _OUTLINES[thing.shape]
-            corners = (outline * radius + (thing.x, thing.y)) * side
+            corners = (_OUTLINES[thing.shape] * radius + (thing.x, thing.y)) * side
             draw.polygon([tuple(corner) for corner in corners.tolist()], fill=colour)
     return np.asarray(image.reduce(_SUPERSAMPLING))
 

@@ -40,6 +40,8 @@ _ONLY = {
     "attn_norm_num_groups": (None,),
     "add_attention": (True,),
     "class_embed_type": (None,),
+    "downsample_padding": (1, 0),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
 }
 
 
@@ -62,6 +64,7 @@ def unet_config(config: Mapping[str, Any]) -> UNetConfig:
             f"down_block_types={down}, up_block_types={up}: can read (Attn)DownBlock2D and "
             "(Attn)UpBlock2D only, with attention at the same levels both ways"
         )
+    scale_shift = config.get("resnet_time_scale_shift") == "scale_shift"
     widths = config["block_out_channels"]
     head_channels = config.get("attention_head_dim", 8)
     return UNetConfig(
@@ -76,10 +79,8 @@ def unet_config(config: Mapping[str, Any]) -> UNetConfig:
         ),
         head_channels=head_channels or 0,
         dropout=float(config.get("dropout", 0)),
-        conditioning={"default": "add", "scale_shift": "scale_shift"}[
-            config.get("resnet_time_scale_shift", "default")
-        ],
-        resample={0: "conv", 1: "conv_symmetric"}[config.get("downsample_padding", 1)],
+        conditioning="scale_shift" if scale_shift else "add",
+        resample="conv_symmetric" if config.get("downsample_padding", 1) else "conv",
         time_embedding=orders[order],
         norm_groups=config.get("norm_num_groups", 32),
         norm_eps=config.get("norm_eps", 1e-5),

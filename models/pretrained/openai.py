@@ -75,7 +75,10 @@ def _names(config: UNetConfig) -> Names:
 
         attention = config.resolutions[levels - 1 - level] in config.attention_resolutions
         for block in range(stride):
-            ours, theirs = f"decoder/{level}/blocks/{block}", f"output_blocks.{level * stride + block}"
+            ours, theirs = (
+                f"decoder/{level}/blocks/{block}",
+                f"output_blocks.{level * stride + block}",
+            )
             add(f"{ours}/residual", f"{theirs}.0", _RESIDUAL)
             add(f"{ours}/attention", f"{theirs}.1", _ATTENTION)
         resample(f"decoder/{level}/resample", f"{theirs}.{2 if attention else 1}", "conv")

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.training.toy import ToyTask
 
+from tests.training.toy import ToyTask
 from training import ema, mesh, state, step
 
 
@@ -19,7 +19,7 @@ def setup(task=None, accumulate=1, fsdp=1, devices=1, log_every=4, max_bad_steps
     init = functools.partial(
         state.initial_state, task, optimizer, tuple(decays), step.metric_names(task, spec), 0
     )
-    abstract, make = state.sharded_init(init, device_mesh)
+    _, make = state.sharded_init(init, device_mesh)
     train_step = step.make_train_step(
         task,
         optimizer,
@@ -54,11 +54,15 @@ def test_step_is_adams_and_metrics_are_sums_of_the_window():
     optimizer = optax.adam(1e-2)
     moments = optimizer.init(params)
     losses = []
+
+    def exact_loss(p, b):
+        return ToyTask(0.0).loss(p, b, jax.random.key(0))[0]
+
     for i in range(6):
         b = batch(i)
-        loss, grads = jax.value_and_grad(lambda p, b=b: ToyTask(0.0).loss(p, b, jax.random.key(0))[0])(
-            params
-        )
+        loss, grads = jax.value_and_grad(
+            lambda p, b=b: ToyTask(0.0).loss(p, b, jax.random.key(0))[0]
+        )(params)
         updates, moments = optimizer.update(grads, moments)
         params = optax.apply_updates(params, updates)
         losses.append(float(loss))

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import diffusion
 import models
 from training import sampler
-from training.components import build
+from training.components import build, lookup
 
 
 class DiffusionTask:
@@ -36,23 +36,22 @@ class DiffusionTask:
             diffusion.PARAMETERIZATIONS,
             settings.parameterization,
             "config.diffusion.parameterization",
-            schedule=self.schedule,
         )
         self.learned_variance = settings.variance == "learned_range"
         self.objective = diffusion.Objective(
             schedule=self.schedule,
             parameterization=self.parameterization,
-            weighting=build(
-                diffusion.WEIGHTINGS, settings.weighting, "config.diffusion.weighting"
-            ),
+            weighting=build(diffusion.WEIGHTINGS, settings.weighting, "config.diffusion.weighting"),
             time_sampler=build(
                 diffusion.TIME_SAMPLERS, settings.time_sampler, "config.diffusion.time_sampler"
             ),
             loss=settings.loss,
             variance=settings.variance,
         )
-        self.network = models.make_network(
-            config.model,
+        model = config.model.to_dict()
+        make_network = lookup(models.MODELS, model.pop("name"), "config.model.name")
+        self.network = make_network(
+            **model,
             in_channels=config.data.channels,
             out_channels=config.data.channels * (2 if self.learned_variance else 1),
             image_size=config.data.image_size,
@@ -97,12 +96,11 @@ class DiffusionTask:
         )
         return loss.mean(), {name: value.mean() for name, value in metrics.items()}
 
-    def preview(
-        self, params, rng: Key[Array, ""]
-    ) -> Float[Array, "count height width channels"]:
+    def preview(self, params, rng: Key[Array, ""]) -> Float[Array, "count height width channels"]:
         """Samples by the configured sampler."""
         count = self.config.log.preview_count
         if self._preview is None:
             self._preview = sampler.build_sampler(self.config, self)
-        labels = np.arange(count) % max(self.num_classes, 1)
-        return self._preview(params, rng, np.arange(count), labels)
+        indices = np.arange(count, dtype=np.int32)
+        labels = sampler.sample_labels(self.config.sample.labels, self.num_classes, indices)
+        return self._preview(params, rng, indices, labels)

@@ -1,4 +1,4 @@
-"""Weights and inputs that both sides of a golden test make for themselves, from names and shapes."""
+"""Weights and inputs that both sides of a golden test make for themselves."""
 
 import zlib
 

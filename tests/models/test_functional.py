@@ -1,0 +1,113 @@
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from models import count_parameters, functional
+
+
+class Tower(nnx.Module):
+    def __init__(self, *, rngs):
+        layers = [nnx.Linear(8, 8, rngs=rngs) for _ in range(11)]
+        self.layers = nnx.List(layers)
+        self.dropout = nnx.Dropout(0.5)
+
+    def __call__(self, x, *, scale=1.0, rngs=None):
+        for layer in self.layers:
+            x = layer(x)
+        return scale * self.dropout(x, deterministic=rngs is None, rngs=rngs)
+
+
+NETWORK = functional(lambda rngs: Tower(rngs=rngs))
+
+
+def test_params_are_plain_nested_dicts_with_str_keys():
+    params = NETWORK.init(jax.random.key(0))
+    assert type(params) is dict
+    assert list(params) == ["layers"]
+    assert set(params["layers"]) == {str(i) for i in range(11)}
+    assert set(params["layers"]["3"]) == {"kernel", "bias"}
+    assert all(type(leaf).__module__.startswith("jax") for leaf in jax.tree.leaves(params))
+    assert count_parameters(params) == 11 * (64 + 8)
+
+
+def test_apply_is_the_module_itself():
+    # Eleven layers: '10' sorts before '2', so that a mix-up of the order of leaves shows.
+    module = Tower(rngs=nnx.Rngs(jax.random.key(3)))
+    params = NETWORK.init(jax.random.key(3))
+    x = jax.random.normal(jax.random.key(1), (4, 8))
+    np.testing.assert_array_equal(NETWORK.apply(params, x, scale=2.0), module(x, scale=2.0))
+
+
+def test_init_under_jit_creates_sharded_params_and_eval_shape_none():
+    mesh = Mesh(np.array(jax.devices()), "devices")
+    sharding = NamedSharding(mesh, PartitionSpec("devices"))
+    params = jax.jit(NETWORK.init, out_shardings=sharding)(jax.random.key(0))
+    shapes = jax.eval_shape(NETWORK.init, jax.random.key(0))
+    for leaf, shape in zip(jax.tree.leaves(params), jax.tree.leaves(shapes), strict=True):
+        assert leaf.sharding == sharding
+        assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
+    expected = NETWORK.init(jax.random.key(0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, expected)
+
+
+def test_dropout_only_with_a_key():
+    params = NETWORK.init(jax.random.key(0))
+    x = jnp.ones((4, 8))
+    plain = NETWORK.apply(params, x)
+    first = NETWORK.apply(params, x, dropout_key=jax.random.key(1))
+    assert (first == 0).any()
+    assert not (plain == 0).any()
+    kept = first != 0
+    np.testing.assert_allclose(first[kept], 2 * plain[kept], rtol=1e-6)
+    np.testing.assert_array_equal(first, NETWORK.apply(params, x, dropout_key=jax.random.key(1)))
+    assert (first != NETWORK.apply(params, x, dropout_key=jax.random.key(2))).any()
+
+
+def test_second_call_traces_nothing():
+    traces = []
+
+    @jax.jit
+    def step(params, x, key):
+        traces.append(1)
+        loss = lambda p: NETWORK.apply(p, x, dropout_key=key).sum()  # noqa: E731
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+
+    params = NETWORK.init(jax.random.key(0))
+    for seed in range(3):
+        params = step(params, jnp.ones((4, 8)), jax.random.key(seed))
+    assert len(traces) == 1
+    assert step._cache_size() == 1
+
+
+def test_first_use_inside_a_trace_leaks_nothing():
+    network = functional(lambda rngs: Tower(rngs=rngs))
+    with jax.checking_leaks():
+        params = jax.jit(network.init)(jax.random.key(0))
+        inside = jax.jit(network.apply)(params, jnp.ones((4, 8)))
+    np.testing.assert_allclose(network.apply(params, jnp.ones((4, 8))), inside, rtol=1e-6)
+
+
+def test_params_of_another_network_are_an_error():
+    params = NETWORK.init(jax.random.key(0))
+    params["layers"]["11"] = params["layers"].pop("10")
+    with pytest.raises(ValueError, match="'11'"):
+        NETWORK.apply(params, jnp.ones((4, 8)))
+
+
+def test_state_other_than_parameters_is_an_error():
+    network = functional(lambda rngs: nnx.BatchNorm(4, rngs=rngs))
+    with pytest.raises(TypeError, match="mean is BatchStat"):
+        network.init(jax.random.key(0))
+
+
+def test_no_deprecated_api():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network = functional(lambda rngs: Tower(rngs=rngs))
+        params = network.init(jax.random.key(0))
+        network.apply(params, jnp.ones((4, 8)), dropout_key=jax.random.key(0))

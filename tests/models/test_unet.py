@@ -1,0 +1,254 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import MODELS, count_parameters
+from models.unet import UNetConfig, unet
+
+DDPM = UNetConfig(in_channels=3, out_channels=3, image_size=32)
+ADM64 = UNetConfig(
+    in_channels=3,
+    out_channels=6,
+    image_size=64,
+    channels=192,
+    channel_mult=(1, 2, 3, 4),
+    num_res_blocks=3,
+    attention_resolutions=(32, 16, 8),
+    head_channels=64,
+    conditioning="scale_shift",
+    resample="resblock",
+    time_embedding="adm",
+    norm_eps=1e-5,
+    init="torch",
+    num_classes=1000,
+)
+ADM128 = dataclasses.replace(
+    ADM64,
+    image_size=128,
+    channels=256,
+    channel_mult=(1, 1, 2, 3, 4),
+    num_res_blocks=2,
+    num_heads=4,
+    head_channels=0,
+)
+ADM256 = dataclasses.replace(
+    ADM128, image_size=256, channel_mult=(1, 1, 2, 2, 4, 4), head_channels=64
+)
+# Small relatives of both, quick to compile.
+SMALL = dataclasses.replace(
+    DDPM,
+    image_size=8,
+    channels=8,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(4,),
+    norm_groups=4,
+    dropout=0.5,
+)
+SMALL_ADM = dataclasses.replace(
+    SMALL,
+    out_channels=6,
+    head_channels=4,
+    conditioning="scale_shift",
+    resample="resblock",
+    time_embedding="adm",
+    norm_eps=1e-5,
+    init="torch",
+    num_classes=3,
+    null_class=True,
+)
+SMALL_CONFIGS = pytest.mark.parametrize("config", [SMALL, SMALL_ADM], ids=["ddpm", "adm"])
+BATCH = 4
+
+
+def abstract(config):
+    return jax.eval_shape(unet(config).init, jax.random.key(0))
+
+
+def params_of(config):
+    """Random parameters without the zeros that hide most of the network at initialization."""
+    shapes, treedef = jax.tree.flatten(abstract(config))
+    keys = jax.random.split(jax.random.key(7), len(shapes))
+    leaves = [
+        jax.random.normal(key, s.shape) * (0.3 if s.ndim == 1 else np.prod(s.shape[:-1]) ** -0.5)
+        for key, s in zip(keys, shapes, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def inputs(config):
+    x = jax.random.normal(jax.random.key(1), (BATCH, 8, 8, config.in_channels))
+    time = jnp.array([0, 1, 500, 999])
+    return x, time, {"label": jnp.array([0, 1, 2, 3])} if config.num_classes else None
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [(DDPM, 35_746_307), (ADM64, 295_904_454), (ADM128, 421_529_606), (ADM256, 553_838_086)],
+    ids=["ddpm-cifar10", "adm-imagenet64", "adm-imagenet128", "adm-imagenet256"],
+)
+def test_parameter_counts_of_the_papers(config, count):
+    params = abstract(config)
+    assert count_parameters(params) == count
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@SMALL_CONFIGS
+def test_output_is_zero_at_initialization(config):
+    network = unet(config)
+    output = jax.jit(lambda key: network.apply(network.init(key), *inputs(config)))(
+        jax.random.key(0)
+    )
+    assert output.shape == (BATCH, 8, 8, config.out_channels)
+    assert not output.any()
+
+
+@SMALL_CONFIGS
+def test_every_parameter_matters(config):
+    network = unet(config)
+    params = params_of(config)
+    grads = jax.jit(jax.grad(lambda p: jnp.square(network.apply(p, *inputs(config))).sum()))(params)
+    idle = [
+        jax.tree_util.keystr(path)
+        for path, grad in jax.tree_util.tree_leaves_with_path(grads)
+        if not grad.any()
+    ]
+    assert not idle
+
+
+def test_dropout_needs_a_key_and_follows_it():
+    apply = jax.jit(unet(SMALL).apply)
+    params = params_of(SMALL)
+    plain = apply(params, *inputs(SMALL))
+    np.testing.assert_array_equal(plain, apply(params, *inputs(SMALL)))
+    first, again, other = (
+        apply(params, *inputs(SMALL), dropout_key=jax.random.key(seed)) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+    assert np.abs(first - plain).max() > 0.1
+
+
+@SMALL_CONFIGS
+def test_remat_changes_nothing(config):
+    params = params_of(config)
+
+    def value_and_grad(remat):
+        network = unet(dataclasses.replace(config, remat=remat))
+
+        def loss(p):
+            output = network.apply(p, *inputs(config), dropout_key=jax.random.key(0))
+            return jnp.square(output).mean()
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, value_and_grad(False), value_and_grad(True))
+
+
+def test_remat_keeps_fewer_activations():
+    network = {remat: unet(dataclasses.replace(SMALL, remat=remat)) for remat in (False, True)}
+
+    def residuals(remat):
+        """Bytes that the forward pass keeps for the backward pass."""
+        f = lambda p: network[remat].apply(p, *inputs(SMALL))  # noqa: E731
+        vjp = jax.eval_shape(lambda p: jax.vjp(f, p)[1], abstract(SMALL))
+        return sum(leaf.size for leaf in jax.tree.leaves(vjp))
+
+    assert residuals(True) < 0.7 * residuals(False)
+
+
+@SMALL_CONFIGS
+def test_bfloat16_is_close_and_gives_float32(config):
+    params = params_of(config)
+    exact = jax.jit(unet(config).apply)(params, *inputs(config))
+    half = dataclasses.replace(config, dtype="bfloat16")
+    output = jax.jit(unet(half).apply)(params, *inputs(config))
+    assert output.dtype == jnp.float32
+    assert 0 < jnp.abs(output - exact).max() < 0.05 * jnp.abs(exact).max()
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract(half))} == {jnp.dtype("float32")}
+
+
+def test_bfloat16_tells_all_thousand_steps_apart():
+    config = dataclasses.replace(DDPM, dtype="bfloat16", image_size=8, attention_resolutions=(4,))
+    config = dataclasses.replace(config, channels=32, channel_mult=(1, 1), num_res_blocks=1)
+    apply = jax.jit(unet(config).apply)
+    x = jnp.ones((1000, 8, 8, 3))
+    output = np.asarray(apply(params_of(config), x, jnp.arange(1000))).reshape(1000, -1)
+    assert len(np.unique(output, axis=0)) == 1000
+
+
+@SMALL_CONFIGS
+def test_images_of_a_batch_do_not_touch(config):
+    apply = jax.jit(unet(config).apply)
+    params = params_of(config)
+    x, time, condition = inputs(config)
+    together = apply(params, x, time, condition)
+    for i in range(BATCH):
+        one = jax.tree.map(lambda a, i=i: a[i : i + 1], (x, time, condition))
+        np.testing.assert_allclose(apply(params, *one)[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+def test_second_call_compiles_nothing():
+    step = jax.jit(unet(SMALL).apply)
+    params = params_of(SMALL)
+    for seed in range(3):
+        x, time, _ = inputs(SMALL)
+        step(params, x + seed, time + seed, dropout_key=jax.random.key(seed))
+    assert step._cache_size() == 1
+
+
+def test_labels_and_the_null_label():
+    apply = jax.jit(unet(SMALL_ADM).apply)
+    params = params_of(SMALL_ADM)
+    assert params["label"]["embedding"].shape == (4, 32)
+    x = jnp.broadcast_to(inputs(SMALL_ADM)[0][:1], (BATCH, 8, 8, 3))
+    by_label = apply(params, x, jnp.zeros(BATCH), {"label": jnp.arange(4)})
+    assert len(np.unique(np.asarray(by_label).reshape(4, -1), axis=0)) == 4
+    beyond = apply(params, x, jnp.zeros(BATCH), {"label": jnp.full(4, 4)})
+    assert jnp.isnan(beyond).all()
+
+
+def test_condition_must_be_what_the_config_says():
+    x, time, condition = inputs(SMALL_ADM)
+    with pytest.raises(ValueError, match=r"condition has \[\].*num_classes=3 takes \['label'\]"):
+        jax.eval_shape(unet(SMALL_ADM).apply, abstract(SMALL_ADM), x, time)
+    with pytest.raises(ValueError, match=r"condition has \['label'\].*num_classes=0 takes None"):
+        jax.eval_shape(unet(SMALL).apply, abstract(SMALL), x, time, condition)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attention_resolutions": (16,)}, r"attention_resolutions=\(16,\): 16 .* \(8, 4\)"),
+        ({"norm_groups": 3}, r"norm_groups=3: .* \(8, 16\)"),
+        ({"num_heads": 3}, r"num_heads=3: .* \[16\]"),
+        ({"head_channels": 5}, r"head_channels=5: .* \[16\]"),
+        ({"image_size": 9, "attention_resolutions": ()}, "image_size=9: must be a multiple of 2"),
+        ({"resample": "convv"}, "did you mean 'conv'"),
+        ({"dtype": "float16"}, "dtype='float16': allowed are float32, bfloat16"),
+        ({"null_class": True}, "null_class=True: needs num_classes"),
+        ({"attention": "cudnn"}, "attention='cudnn': .*bfloat16"),
+        ({"dropout": 1.0}, r"dropout=1.0: must be in \[0, 1\)"),
+        ({"channels": 7}, "channels=7: must be even"),
+        ({"num_res_blocks": 0}, "num_res_blocks=0: must be positive"),
+        ({"num_classes": -1}, "num_classes=-1: must not be negative"),
+        ({"channel_mult": ()}, "channel_mult"),
+    ],
+)
+def test_what_cannot_be_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **fields)
+
+
+def test_registry_takes_the_fields_of_the_config_section():
+    fields = dataclasses.asdict(SMALL)
+    sizes = [fields.pop(name) for name in ("in_channels", "out_channels", "image_size")]
+    fields["channel_mult"] = list(fields["channel_mult"])
+    params = jax.eval_shape(MODELS["unet"](*sizes, **fields).init, jax.random.key(0))
+    assert params == abstract(SMALL)
+    with pytest.raises(ValueError, match=r"model\.chanels: .*'channels'"):
+        MODELS["unet"](*sizes, chanels=8)
