@@ -68,7 +68,7 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
         seconds.append(time.perf_counter() - before)
     p10, median, p90 = np.percentile(seconds[_WARM_UP:], (10, 50, 90)).tolist()
 
-    count, devices = model_flops(config), built.mesh.size
+    count, devices = model_flops(config, built), built.mesh.size
     return {
         "parameters": models.count_parameters(built.abstract_state.params),
         "batch_size": config.train.batch_size,
@@ -90,12 +90,12 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
     }
 
 
-def model_flops(config: Any) -> int:
+def model_flops(config: Any, built: run.Run) -> int:
     """FLOPs of one step, of all devices, without what `model.remat` computes twice."""
-    config = ConfigDict(config.to_dict())
     if config.model.get("remat", False):
-        config.model.remat = False
-    built = run.build(config)
+        once = ConfigDict(config.to_dict())
+        once.model.remat = False
+        built = run.build(once)
     return flops.count_flops(built.train_step, built.abstract_state, built.batch_spec)
 
 

@@ -1,6 +1,7 @@
 """The sampling program of a config, shared by previews and the sampling job."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,8 +36,9 @@ class Sampler:
     inputs: Inputs
     calls_per_image: int
 
-    def __post_init__(self):
-        object.__setattr__(self, "_program", jax.jit(self.draw))
+    @functools.cached_property
+    def _program(self) -> Callable[..., Any]:
+        return jax.jit(self.draw)
 
     def __call__(
         self,
