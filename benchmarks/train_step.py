@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 import models
 from training import command_line, components, flops, run
+from training.components import ConfigError
 from training.config import freeze, validate
 from training.workdir import atomic_write, provenance
 
@@ -36,13 +37,15 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser.parse_args(rest)
     if flags.steps < 1:
         parser.error(f"--steps={flags.steps}: must be at least 1")
-    config = command_line.read(flags.config)
-    command_line.override(config, overrides)
-    validate(config)
-    components.check(config)
-    result = {"config": flags.config, "overrides": overrides} | measure(
-        freeze(config), flags.steps
-    )
+    try:
+        config = command_line.read(flags.config)
+        command_line.override(config, overrides)
+        validate(config)
+        components.check(config)
+        result = measure(freeze(config), flags.steps)
+    except ConfigError as error:
+        parser.error(str(error))
+    result = {"config": flags.config, "overrides": overrides} | result
     print(table(result))
     if flags.json:
         atomic_write(epath.Path(flags.json), (json.dumps(result, indent=2) + "\n").encode())
@@ -65,7 +68,7 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
         seconds.append(time.perf_counter() - before)
     p10, median, p90 = np.percentile(seconds[_WARM_UP:], (10, 50, 90)).tolist()
 
-    count, devices = model_flops(config), built.mesh.size
+    count, devices = model_flops(config, built), built.mesh.size
     return {
         "parameters": models.count_parameters(built.abstract_state.params),
         "batch_size": config.train.batch_size,
@@ -87,12 +90,12 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
     }
 
 
-def model_flops(config: Any) -> int:
+def model_flops(config: Any, built: run.Run) -> int:
     """FLOPs of one step, of all devices, without what `model.remat` computes twice."""
-    config = ConfigDict(config.to_dict())
     if config.model.get("remat", False):
-        config.model.remat = False
-    built = run.build(config)
+        once = ConfigDict(config.to_dict())
+        once.model.remat = False
+        built = run.build(once)
     return flops.count_flops(built.train_step, built.abstract_state, built.batch_spec)
 
 

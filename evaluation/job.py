@@ -1,6 +1,7 @@
 """The evaluation job: `python main.py --mode=evaluate`. Metrics over a directory of samples."""
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
     samples = newest_samples(workdir)
     data = (samples / "samples.npz").read_bytes()
     about = {"samples": samples.name, "sha256": hashlib.sha256(data).hexdigest()}
-    arrays = np.load(samples / "samples.npz")
+    arrays = np.load(io.BytesIO(data))
     images, labels = arrays["arr_0"], arrays.get("arr_1")
     info = json.loads((samples / "info.json").read_text())
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+import jax
 from tqdm import tqdm
 
 # What images/s counts: waiting for data is part of a training step's cost, compiling, saving and
@@ -82,6 +83,8 @@ def rate(images: int, split: Mapping[str, float]) -> float | None:
 class Progress:
     """Tells a person how far a job is: a bar on a terminal, else a plain line a log interval.
 
+    Process 0 alone shows anything.
+
     Args:
         total: units of work in all.
         done: units that earlier starts did.
@@ -94,11 +97,12 @@ class Progress:
     ):
         self._total, self._unit = total, unit
         self._stream = stream or sys.stderr
-        self._bar = (
-            tqdm(total=total, initial=done, unit=unit, file=self._stream, dynamic_ncols=True)
-            if self._stream.isatty()
-            else None
-        )
+        self._shown = jax.process_index() == 0
+        self._bar: tqdm | None = None
+        if self._shown and self._stream.isatty():
+            self._bar = tqdm(
+                total=total, initial=done, unit=unit, file=self._stream, dynamic_ncols=True
+            )
 
     def update(self, done: int) -> None:
         """Move the bar; cheap enough for every step."""
@@ -111,6 +115,8 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str("  ".join(shown))
             self.update(done)
+            return
+        if not self._shown:
             return
         if eta is not None:
             shown.append(f"eta {datetime.timedelta(seconds=round(eta))}")

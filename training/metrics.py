@@ -124,6 +124,7 @@ def _decode(value: Any) -> Any:
 
 def _append(path: epath.Path, line: bytes) -> None:
     if is_bucket(path):
+        # Objects cannot be appended to; a run's lines are few megabytes.
         atomic_write(path, (path.read_bytes() if path.exists() else b"") + line)
         return
     with open(path, "ab") as file:

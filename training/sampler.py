@@ -1,6 +1,7 @@
 """The sampling program of a config, shared by previews and the sampling job."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,8 +36,9 @@ class Sampler:
     inputs: Inputs
     calls_per_image: int
 
-    def __post_init__(self):
-        object.__setattr__(self, "_program", jax.jit(self.draw))
+    @functools.cached_property
+    def _program(self) -> Callable[..., Any]:
+        return jax.jit(self.draw)
 
     def __call__(
         self,
@@ -122,7 +124,7 @@ def sample_labels(
 
 
 def _calls_per_step(solver: diffusion.Solver, plan: Any) -> int:
-    """How often one step asks the denoiser, found by making one with a denoiser that counts."""
+    """How often one step asks the denoiser, found by tracing one with a denoiser that counts."""
     calls = 0
 
     def denoiser(x, level):
@@ -130,7 +132,8 @@ def _calls_per_step(solver: diffusion.Solver, plan: Any) -> int:
         calls += 1
         return diffusion.Prediction(x, x, x)
 
-    x = np.zeros((1, 1), np.float32)
-    first = jax.tree.map(lambda leaf: leaf[0], plan)
-    solver.step(solver.init(x), denoiser, first, x)
+    def step(x, row):
+        return solver.step(solver.init(x), denoiser, row, x)
+
+    jax.eval_shape(step, np.zeros((1, 1), np.float32), jax.tree.map(lambda leaf: leaf[0], plan))
     return calls

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training import clock as clock_module
 from training.clock import Clock, Progress, rate
 
 
@@ -98,6 +99,16 @@ def test_plain_lines_in_a_file():
         "step 100/1000  loss 0.01235  images/s 512  eta 0:01:05\n"
         "step 200/1000  loss 0.01235  images/s 512  eta 0:01:05\n"
     )
+
+
+def test_other_processes_show_nothing(monkeypatch):
+    monkeypatch.setattr(clock_module.jax, "process_index", lambda: 1)
+    stream = io.StringIO()
+    progress = Progress(total=10, stream=stream)
+    progress.update(1)
+    progress.log(1, {"loss": 0.5})
+    progress.close()
+    assert stream.getvalue() == ""
 
 
 def test_bar_on_a_terminal():
