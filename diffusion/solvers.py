@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 
 from diffusion.denoiser import Prediction
 from diffusion.gaussian import learned_range_log_variance, posterior, reverse_chain
@@ -19,7 +19,8 @@ from diffusion.levels import AnyArray, NoiseLevel, namespace
 from diffusion.options import check_option
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
-Table = Float64[np.ndarray, " steps"]
+# float64 numpy [steps] in a plan; a scalar in the row of it that a step is given.
+Table = ArrayLike
 # A denoiser with its condition bound.
 Bound = Callable[[AnyArray, NoiseLevel], Prediction]
 

@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 
 from training import mesh as meshes
 
-
 # A scalar on the mesh: an array, or its shape, sharding or bytes, as the tree is used for.
 Leaf = Any
 
