@@ -139,7 +139,7 @@ def build(registry: Mapping[str, Callable], string: str, field: str, **context: 
 
     Raises:
         ConfigError: as `resolve`; a required argument is missing; or the component refused a value
-            (a ValueError of its own).
+            (a ValueError of its own) or found no file.
     """
     component, arguments = resolve(registry, string, field, context)
     parameters = inspect.signature(component).parameters
@@ -157,7 +157,7 @@ def build(registry: Mapping[str, Callable], string: str, field: str, **context: 
         return component(**arguments, **given)
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"{field} = {string!r}: {error}") from error
 
 
