@@ -1,9 +1,11 @@
 """Set-up of every test process: eight CPU devices, checked shapes, no network."""
 
+import inspect
 import os
 import socket
 import sys
 import types
+import typing
 from pathlib import Path
 
 if "jax" in sys.modules:
@@ -25,9 +27,27 @@ from jaxtyping import install_import_hook
 
 # Every shape and type in these packages' signatures is checked at each call.
 CHECKED = ("diffusion", "models", "input_pipeline", "training", "evaluation", "pipelines")
-# The hook takes the checker by its name in a module. A whole number is good for a float.
+
+
+def check(function):
+    """beartype, but a whole number is good for a float, and any string for a Literal of strings.
+
+    A wrong option is for the code to refuse: its message names the nearest right one.
+    """
+    if inspect.isfunction(function):
+        hints = function.__annotations__
+        options = {
+            name for name, hint in hints.items() if typing.get_origin(hint) is typing.Literal
+        }
+        function.__annotations__ = hints | {
+            name: str for name in options if isinstance(typing.get_args(hints[name])[0], str)
+        }
+    return beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))(function)
+
+
+# The hook takes the checker by its name in a module.
 checker = types.ModuleType("annotation_checker")
-checker.check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+checker.check = check
 sys.modules[checker.__name__] = checker
 install_import_hook(CHECKED, "annotation_checker.check")
 
