@@ -63,10 +63,11 @@ def unet() -> ConfigDict:
             "dropout": 0.1,
             # How time and label enter a block: 'add' (DDPM) or 'scale_shift' (ADM).
             "conditioning": "add",
-            # Changing resolution: 'conv' (a strided convolution; nearest + convolution) or
-            # 'resblock' (BigGAN: inside a residual block, on both branches).
+            # Changing resolution: 'conv' (a strided convolution; nearest + convolution),
+            # 'conv_symmetric' (the same, padded on every side: iDDPM) or 'resblock' (BigGAN: inside
+            # a residual block, on both branches).
             "resample": "conv",
-            # Sinusoidal time embedding: 'ddpm' (sin, cos; over half - 1), 'adm' (cos, sin; over half).
+            # Sinusoidal embedding of time: 'ddpm' (sin, cos; over half - 1), 'adm' (cos, sin; half).
             "time_embedding": "ddpm",
             "norm_groups": 32,
             "norm_eps": 1e-6,

@@ -90,6 +90,19 @@ def lookup(registry: Mapping[str, Any], name: str, field: str) -> Any:
     return registry[name]
 
 
+def construct(registry: Mapping[str, Callable], name: str, field: str, **fields: Any) -> Any:
+    """Calls the registry's entry of a plain name with the fields of a config section.
+
+    Raises:
+        ConfigError: no such name, or the entry refused a field (a ValueError of its own).
+    """
+    entry = lookup(registry, name, f"{field}.name")
+    try:
+        return entry(**fields)
+    except ValueError as error:
+        raise ConfigError(f"{field}: {error}") from error
+
+
 def resolve(
     registry: Mapping[str, Callable], string: str, field: str, context: Iterable[str] = ()
 ) -> tuple[Callable, dict[str, Any]]:

@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -145,7 +145,8 @@ def check_resumable(old: ConfigDict, new: ConfigDict) -> None:
 def validate(config: ConfigDict) -> None:
     """Checks all that can be seen without data, JAX or compilation.
 
-    Components (strings that read like calls) are checked by `training.components.check`.
+    Components (strings that read like calls) are checked by `training.components.check`, and the
+    fields of the network by itself, when it is built.
 
     Raises:
         ConfigError: one line for each mistake: field, value, what it must be.
@@ -221,32 +222,6 @@ def _one_of(*options) -> Rule:
     return lambda value: value in options, " or ".join(repr(option) for option in options)
 
 
-def _whole_numbers(value: Sequence) -> bool:
-    return all(type(item) is int and item > 0 for item in value)
-
-
-UNET_RULES: dict[str, Rule] = {
-    "model.channels": _at_least(1),
-    "model.channel_mult": (
-        lambda value: len(value) > 0 and _whole_numbers(value),
-        "one whole number of 1 or more for each level",
-    ),
-    "model.num_res_blocks": _at_least(1),
-    "model.attention_resolutions": (_whole_numbers, "whole numbers of 1 or more"),
-    "model.num_heads": _at_least(1),
-    "model.head_channels": _at_least(0),
-    "model.dropout": (lambda value: 0 <= value < 1, "at least 0 and less than 1"),
-    "model.conditioning": _one_of("add", "scale_shift"),
-    "model.resample": _one_of("conv", "resblock"),
-    "model.time_embedding": _one_of("ddpm", "adm"),
-    "model.norm_groups": _at_least(1),
-    "model.norm_eps": (lambda value: 0 < value < 1, "more than 0 and less than 1"),
-    "model.init": _one_of("ddpm", "torch"),
-    "model.num_classes": _at_least(0),
-    "model.attention": _one_of("xla", "cudnn"),
-    "model.dtype": _one_of("float32", "bfloat16"),
-}
-
 RULES: dict[str, Rule] = {
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1"),
     "data.image_size": _at_least(1),
@@ -291,8 +266,7 @@ RULES: dict[str, Rule] = {
 
 def _check_values(config: ConfigDict) -> Iterator[str]:
     given = flatten(config)
-    rules = RULES | UNET_RULES if config.model.name == "unet" else RULES
-    for field, (fits, allowed) in rules.items():
+    for field, (fits, allowed) in RULES.items():
         if not fits(given[field]):
             yield f"{field} = {given[field]!r}: must be {allowed}"
 
@@ -314,13 +288,6 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
     ):
         if value != off and not null_class:
             yield f"{field} = {value!r}: must be {off}, or set config.model.null_class=True"
-    if model.name == "unet":
-        halvings = len(model.channel_mult) - 1
-        if config.data.image_size % 2**halvings:
-            yield (
-                f"data.image_size = {config.data.image_size}: must be a multiple of "
-                f"{2**halvings}, as config.model.channel_mult halves it {halvings} times"
-            )
     loss, variance = config.diffusion.loss, config.diffusion.variance
     if loss == "simple" and variance != "fixed":
         yield (

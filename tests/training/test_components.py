@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import components
-from training.components import ConfigError, build, lookup, parse, resolve
+from training.components import ConfigError, build, construct, lookup, parse, resolve
 
 FIELD = "config.diffusion.schedule"
 
@@ -188,3 +188,16 @@ def test_check_takes_a_right_config(config):
 def test_check_finds_every_kind_of_mistake(config, change, message):
     with pytest.raises(ConfigError, match=message):
         components.check(config | change)
+
+
+def test_construct_names_the_section():
+    def network(depth):
+        if depth < 1:
+            raise ValueError(f"depth={depth}: must be positive")
+        return depth
+
+    assert construct({"net": network}, "net", "config.model", depth=2) == 2
+    with pytest.raises(ConfigError, match=r"config\.model: depth=0: must be positive"):
+        construct({"net": network}, "net", "config.model", depth=0)
+    with pytest.raises(ConfigError, match=r"config\.model\.name = 'nett'.*mean 'net'"):
+        construct({"net": network}, "nett", "config.model", depth=0)

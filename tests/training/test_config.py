@@ -208,8 +208,6 @@ def test_validate_takes_right_configs(fields):
         ({"train__steps": -1}, "config.train.steps = -1: must be 0 or more"),
         ({"data__channels": 2}, "config.data.channels = 2: must be 1 or 3"),
         ({"data__on_bad_image": "drop"}, "must be 'raise' or 'skip'"),
-        ({"model__channel_mult": ()}, "config.model.channel_mult = (): must be one whole"),
-        ({"model__dropout": 1.0}, "config.model.dropout = 1.0"),
         ({"optimizer__decay": "cos"}, "must be 'constant' or 'cosine' or 'linear'"),
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate = nan"),
         ({"sample__guidance": float("inf")}, "config.sample.guidance = inf"),
@@ -220,7 +218,6 @@ def test_validate_takes_right_configs(fields):
         ({"model__null_class": True}, "config.model.null_class = True: needs classes"),
         ({"diffusion__label_dropout": 0.1}, "label_dropout = 0.1: must be 0, or set config.model"),
         ({"sample__guidance": 2.0}, "config.sample.guidance = 2.0: must be 1, or set config.model"),
-        ({"data__image_size": 12}, "config.data.image_size = 12: must be a multiple of 8"),
         ({"diffusion__loss": "vlb"}, "'vlb': needs config.diffusion.variance='learned_range'"),
         ({"diffusion__variance": "learned_range"}, "must be 'hybrid' or 'vlb'"),
         (

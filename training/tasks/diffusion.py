@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import diffusion
 import models
 from training import sampler
-from training.components import build, lookup
+from training.components import build, construct
 
 
 class DiffusionTask:
@@ -49,8 +49,10 @@ class DiffusionTask:
             variance=settings.variance,
         )
         model = config.model.to_dict()
-        make_network = lookup(models.MODELS, model.pop("name"), "config.model.name")
-        self.network = make_network(
+        self.network = construct(
+            models.MODELS,
+            model.pop("name"),
+            "config.model",
             **model,
             in_channels=config.data.channels,
             out_channels=config.data.channels * (2 if self.learned_variance else 1),
