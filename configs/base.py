@@ -67,7 +67,7 @@ def unet() -> ConfigDict:
             # 'conv_symmetric' (the same, padded on every side: iDDPM) or 'resblock' (BigGAN: inside
             # a residual block, on both branches).
             "resample": "conv",
-            # Sinusoidal embedding of time: 'ddpm' (sin, cos; over half - 1), 'adm' (cos, sin; half).
+            # Sinusoids of time: 'ddpm' (sin, cos; over half - 1) or 'adm' (cos, sin; over half).
             "time_embedding": "ddpm",
             "norm_groups": 32,
             "norm_eps": 1e-6,
