@@ -52,7 +52,9 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
             row = _row(spec, metric, images, labels, config) | about | {"info": info}
             _append(_path(workdir, spec), row)
         if jax.process_index() == 0:
-            print(f"{spec}: {json.dumps(row['values'])}  ({samples.name})", flush=True)
+            print(f"{spec}: {json.dumps(row['values'])}", flush=True)
+    if jax.process_index() == 0:
+        print(os.fspath(samples / "grid.png"), flush=True)
 
 
 def newest_samples(workdir: Workdir) -> epath.Path:

@@ -1,5 +1,6 @@
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ from PIL import Image
 
 import diffusion
 from configs import digits
+from evaluation import job as evaluation
+from pipelines import sampling
 from training import checkpoints, loop
 from training.components import ConfigError
 from training.config import freeze, validate
@@ -61,6 +64,20 @@ def test_metrics_and_timing(trained):
     assert all(line["images_per_second"] > 0 for line in timing)
     parts = {"seconds/compile", "seconds/data", "seconds/step", "seconds/checkpoint"}
     assert parts <= {key for line in timing for key in line}
+
+
+def test_samples_and_their_judgement(trained, capsys):
+    config, workdir = trained
+    sampling.sample(frozen(config), str(workdir))
+    grid = Path(capsys.readouterr().out.splitlines()[-1])
+    assert Image.open(grid).size[0] > 64
+    assert np.load(grid.parent / "samples.npz")["arr_0"].shape == (20, 8, 8, 1)
+    evaluation.evaluate(frozen(config), str(workdir))
+    rows = (workdir / "evaluation" / "class_accuracy.jsonl").read_text().splitlines()
+    (row,) = map(json.loads, rows)
+    # After six steps the samples are noise; the classifier knows real digits all the same.
+    assert 0 <= row["values"]["accuracy"] < 0.6
+    assert row["values"]["classifier_accuracy"] > 0.95
 
 
 def test_finished_run_is_left_alone(trained, caplog):
