@@ -8,10 +8,10 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 
-from models.functional import Network, count_parameters, functional
-from models.unet import UNetConfig, unet
+from models.functional import Network, count_parameters
+from models.unet import UNetConfig, make_unet
 
-__all__ = ["MODELS", "Network", "count_parameters", "functional"]
+__all__ = ["MODELS", "Network", "count_parameters"]
 
 
 def _unet(in_channels: int, out_channels: int, image_size: int, **fields) -> Network:
@@ -22,7 +22,7 @@ def _unet(in_channels: int, out_channels: int, image_size: int, **fields) -> Net
             raise ValueError(f"model.{name}: a U-Net has no such field; did you mean {near!r}?")
     # JSON has no tuples.
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return unet(UNetConfig(in_channels, out_channels, image_size, **fields))
+    return make_unet(UNetConfig(in_channels, out_channels, image_size, **fields))
 
 
 MODELS: dict[str, Callable[..., Network]] = {"unet": _unet}

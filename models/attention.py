@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.layers import GroupNorm, linear
+from models.layers import GroupNorm, Linear
 
 
 class SelfAttention(nnx.Module):
@@ -24,12 +24,11 @@ class SelfAttention(nnx.Module):
         init: str,
         implementation: str,
         dtype: str,
-        rngs: nnx.Rngs,
     ):
         self.heads, self.implementation = heads, implementation
-        self.norm = GroupNorm(channels, norm_groups, norm_eps, rngs=rngs)
-        self.qkv = linear(channels, 3 * channels, init=init, dtype=dtype, parts=3, rngs=rngs)
-        self.projection = linear(channels, channels, init=init, dtype=dtype, zero=True, rngs=rngs)
+        self.norm = GroupNorm(channels, norm_groups, norm_eps)
+        self.qkv = Linear(channels, 3 * channels, init=init, dtype=dtype, parts=3)
+        self.projection = Linear(channels, channels, init=init, dtype=dtype, zero=True)
 
     def __call__(
         self, x: Float[Array, "batch height width channels"]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Params = dict[str, Any]
@@ -39,8 +40,11 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         return graphdef, treedef, paths
 
     def init(key: jax.Array) -> Params:
-        state = nnx.state(build(nnx.Rngs(key)))
-        return _nested({path: _value(path, leaf) for path, leaf in nnx.to_flat_state(state)})
+        build_key, uniform_key = jax.random.split(key)
+        leaves = dict(nnx.to_flat_state(nnx.state(build(nnx.Rngs(build_key)))))
+        values = {path: _value(path, leaf) for path, leaf in leaves.items()}
+        bounds = {path: leaf.get_metadata().get("uniform") for path, leaf in leaves.items()}
+        return _nested(values | _draw(uniform_key, values, bounds))
 
     def apply(params: Params, *args, dropout_key: jax.Array | None = None, **kwargs):
         graphdef, treedef, paths = skeleton()
@@ -53,6 +57,15 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     return Network(init, apply)
 
 
+def uniform(shape: tuple[int, ...], bound: float) -> nnx.Param:
+    """A float32 parameter that `Network.init` draws from U(-bound, bound); until then it is zero.
+
+    A generator for each of a U-Net's hundreds of parameters takes XLA half a minute to compile.
+    These are slices of one draw.
+    """
+    return nnx.Param(jnp.zeros(shape), uniform=bound)
+
+
 def count_parameters(params: Params) -> int:
     """Number of scalars in `params` (arrays, or the shapes that `jax.eval_shape` gives)."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -63,6 +76,19 @@ def _value(path: Path, leaf: nnx.Variable) -> jax.Array:
         name = "/".join(map(str, path))
         raise TypeError(f"{name} is {type(leaf).__name__}: a network may hold nnx.Param only")
     return leaf.get_value()
+
+
+def _draw(key: jax.Array, values: dict[Path, jax.Array], bounds: dict[Path, float | None]):
+    drawn = {path: values[path] for path, bound in bounds.items() if bound is not None}
+    total = sum(value.size for value in drawn.values())
+    # The barrier keeps XLA from running the generator again inside every slice.
+    noise = jax.lax.optimization_barrier(jax.random.uniform(key, (total,), minval=-1, maxval=1))
+    start = 0
+    for path, value in drawn.items():
+        part = noise[start : start + value.size]
+        drawn[path] = bounds[path] * part.reshape(value.shape)
+        start += value.size
+    return drawn
 
 
 def _nested(flat: Mapping[Path, Any]) -> dict[str, Any]:

@@ -1,15 +1,13 @@
 """Layers that the networks share, and their initialization."""
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import initializers
 from jaxtyping import Array, Float, PRNGKeyArray
 
-Initializer = Callable[..., Array]
+from models.functional import uniform
 
 
 class GroupNorm(nnx.Module):
@@ -19,7 +17,7 @@ class GroupNorm(nnx.Module):
     second pass: E[x^2] - E[x]^2 loses all digits where |mean| >> std.
     """
 
-    def __init__(self, channels: int, groups: int, eps: float, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, groups: int, eps: float):
         self.groups, self.eps = groups, eps
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
@@ -31,58 +29,67 @@ class GroupNorm(nnx.Module):
         shift: Float[Array, "batch channels"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """Normalized x; with `scale` and `shift`, norm(x) * (1 + scale) + shift (FiLM)."""
-        batch, height, width, channels = x.shape
         gamma, beta = self.scale[...], self.bias[...]
         if scale is not None:
             gamma, beta = gamma * (1 + scale), beta * (1 + scale) + shift
-        grouped = x.astype(jnp.float32).reshape(batch, height * width, self.groups, -1)
-        mean = grouped.mean((1, 3), keepdims=True)
-        centered = grouped - mean
-        variance = jnp.square(centered).mean((1, 3), keepdims=True)
-        normal = (centered * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
-        gamma, beta = (a.reshape(-1, 1, 1, channels) for a in (gamma, beta))
-        return (normal * gamma + beta).astype(x.dtype)
+        # Positions are reduced before channels: the large array keeps its shape, which is faster.
+        exact = x.astype(jnp.float32)
+        centered = exact - self._over_group(exact.mean((1, 2)))[:, None, None]
+        variance = self._over_group(jnp.square(centered).mean((1, 2)))
+        gain = jax.lax.rsqrt(variance + self.eps) * gamma
+        beta = jnp.broadcast_to(beta, gain.shape)
+        return (centered * gain[:, None, None] + beta[:, None, None]).astype(x.dtype)
+
+    def _over_group(self, x: Float[Array, "batch channels"]) -> Float[Array, "batch channels"]:
+        """Each channel's value becomes the mean of its group."""
+        groups = x.reshape(x.shape[0], self.groups, -1)
+        return jnp.broadcast_to(groups.mean(-1, keepdims=True), groups.shape).reshape(x.shape)
 
 
-def linear(
-    inputs: int, outputs: int, *, init: str, dtype: str, rngs: nnx.Rngs, zero=False, parts: int = 1
-) -> nnx.Linear:
-    """Dense layer over the last axis. `parts` > 1: that many layers side by side in one kernel."""
-    kernel_init, bias_init = _initializers(init, inputs, zero)
-    return nnx.Linear(
-        inputs,
-        outputs,
-        dtype=jnp.dtype(dtype),
-        kernel_init=_side_by_side(kernel_init, parts),
-        bias_init=bias_init,
-        rngs=rngs,
-    )
+class Linear(nnx.Module):
+    """Dense layer over the last axis, in `dtype`.
+
+    init, zero: see `parameters`. `parts` > 1 makes that many layers of outputs // parts side by
+    side, each with its own fan out.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        init: str,
+        dtype: str,
+        zero: bool = False,
+        parts: int = 1,
+    ):
+        self.dtype = dtype
+        self.kernel, self.bias = parameters((inputs, outputs), init=init, zero=zero, parts=parts)
+
+    def __call__(self, x: Float[Array, "*axes inputs"]) -> Float[Array, "*axes outputs"]:
+        """x is cast to `dtype`."""
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        return x @ kernel + self.bias[...].astype(self.dtype)
 
 
-def conv(
-    inputs: int,
-    outputs: int,
-    *,
-    init: str,
-    dtype: str,
-    rngs: nnx.Rngs,
-    zero=False,
-    stride: int = 1,
-    padding: tuple[int, int] = (1, 1),
-) -> nnx.Conv:
-    """3x3 convolution; `padding` is (before, after) on both spatial axes."""
-    kernel_init, bias_init = _initializers(init, 9 * inputs, zero)
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (3, 3),
-        strides=stride,
-        padding=(padding, padding),
-        dtype=jnp.dtype(dtype),
-        kernel_init=kernel_init,
-        bias_init=bias_init,
-        rngs=rngs,
-    )
+def parameters(
+    shape: tuple[int, ...], *, init: str, zero: bool = False, parts: int = 1
+) -> tuple[nnx.Param, nnx.Param]:
+    """Kernel [*window, in, out] and bias [out], float32.
+
+    init: 'ddpm' is variance scaling 1 / fan_avg, uniform, and no bias (Ho et al., 2020); 'torch' is
+        PyTorch's default, U(-b, b) with b = fan_in^-1/2 for both (kaiming_uniform(a=sqrt(5))).
+    zero: both exactly zero instead.
+    """
+    area, outputs = math.prod(shape[:-2]), shape[-1]
+    fan_in, fan_out = area * shape[-2], area * outputs // parts
+    if init not in ("ddpm", "torch"):
+        raise ValueError(f"init={init!r}: allowed are 'ddpm' and 'torch'")
+    if zero:
+        return nnx.Param(jnp.zeros(shape)), nnx.Param(jnp.zeros(outputs))
+    if init == "ddpm":
+        return uniform(shape, (6 / (fan_in + fan_out)) ** 0.5), nnx.Param(jnp.zeros(outputs))
+    return uniform(shape, fan_in**-0.5), uniform((outputs,), fan_in**-0.5)
 
 
 def upsample(
@@ -108,36 +115,3 @@ def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Fl
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0)
-
-
-def _initializers(init: str, fan_in: int, zero: bool) -> tuple[Initializer, Initializer]:
-    """Initializers of kernel and bias: 'ddpm' (Ho et al., 2020) or 'torch' (PyTorch's defaults)."""
-    if zero:
-        return initializers.zeros, initializers.zeros
-    if init == "ddpm":
-        return initializers.variance_scaling(1.0, "fan_avg", "uniform"), initializers.zeros
-    if init == "torch":
-        # kaiming_uniform(a=sqrt(5)): variance 1 / (3 fan_in). The bias has the same bound.
-        bound = 1 / math.sqrt(fan_in)
-        return initializers.variance_scaling(1 / 3, "fan_in", "uniform"), _uniform(bound)
-    raise ValueError(f"init={init!r}: allowed are 'ddpm' and 'torch'")
-
-
-def _uniform(bound: float) -> Initializer:
-    def initialize(key, shape, dtype=jnp.float32, **_):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return initialize
-
-
-def _side_by_side(initializer: Initializer, parts: int) -> Initializer:
-    """Fills the last axis by `parts` separate draws, so that fan_out is that of one part."""
-    if parts == 1:
-        return initializer
-
-    def initialize(key, shape, dtype=jnp.float32, **_):
-        keys = jax.random.split(key, parts)
-        part = (*shape[:-1], shape[-1] // parts)
-        return jnp.concatenate([initializer(k, part, dtype) for k in keys], axis=-1)
-
-    return initialize

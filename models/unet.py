@@ -9,9 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from models.attention import SelfAttention
+from models.convolution import Conv
 from models.embeddings import sinusoidal
 from models.functional import Network, functional
-from models.layers import GroupNorm, conv, downsample, dropout, linear, upsample
+from models.layers import GroupNorm, Linear, downsample, dropout, upsample
 
 _CHOICES = {
     "conditioning": ("add", "scale_shift"),
@@ -158,19 +159,18 @@ class ResBlock(nnx.Module):
         outputs: int,
         *,
         resample: str | None = None,
-        rngs: nnx.Rngs,
     ):
         self.rate = config.dropout
         self.resample = {"down": downsample, "up": upsample, None: lambda x: x}[resample]
         self.scale_shift = config.conditioning == "scale_shift"
-        settings = {"init": config.init, "dtype": config.dtype, "rngs": rngs}
-        self.norm1 = GroupNorm(inputs, config.norm_groups, config.norm_eps, rngs=rngs)
-        self.conv1 = conv(inputs, outputs, **settings)
+        settings = {"init": config.init, "dtype": config.dtype}
+        self.norm1 = GroupNorm(inputs, config.norm_groups, config.norm_eps)
+        self.conv1 = Conv(inputs, outputs, **settings)
         parts = 2 if self.scale_shift else 1
-        self.condition = linear(4 * config.channels, parts * outputs, **settings)
-        self.norm2 = GroupNorm(outputs, config.norm_groups, config.norm_eps, rngs=rngs)
-        self.conv2 = conv(outputs, outputs, zero=True, **settings)
-        self.shortcut = linear(inputs, outputs, **settings) if inputs != outputs else None
+        self.condition = Linear(4 * config.channels, parts * outputs, **settings)
+        self.norm2 = GroupNorm(outputs, config.norm_groups, config.norm_eps)
+        self.conv2 = Conv(outputs, outputs, zero=True, **settings)
+        self.shortcut = Linear(inputs, outputs, **settings) if inputs != outputs else None
 
     def __call__(
         self,
@@ -194,11 +194,9 @@ class ResBlock(nnx.Module):
 class Block(nnx.Module):
     """A residual block and, where asked for, self-attention after it."""
 
-    def __init__(
-        self, config: UNetConfig, inputs: int, outputs: int, *, attention: bool, rngs: nnx.Rngs
-    ):
-        self.residual = ResBlock(config, inputs, outputs, rngs=rngs)
-        self.attention = _attention(config, outputs, rngs) if attention else None
+    def __init__(self, config: UNetConfig, inputs: int, outputs: int, *, attention: bool):
+        self.residual = ResBlock(config, inputs, outputs)
+        self.attention = _attention(config, outputs) if attention else None
 
     def __call__(
         self,
@@ -214,17 +212,16 @@ class Block(nnx.Module):
 class ConvResample(nnx.Module):
     """Strided convolution to half the resolution, or nearest neighbour and convolution to twice."""
 
-    def __init__(self, config: UNetConfig, channels: int, direction: str, *, rngs: nnx.Rngs):
+    def __init__(self, config: UNetConfig, channels: int, direction: str):
         self.up = direction == "up"
         symmetric = self.up or config.resample == "conv_symmetric"
-        self.conv = conv(
+        self.conv = Conv(
             channels,
             channels,
             stride=1 if self.up else 2,
             padding=(1, 1) if symmetric else (0, 1),
             init=config.init,
             dtype=config.dtype,
-            rngs=rngs,
         )
 
     def __call__(
@@ -257,15 +254,13 @@ class UNet(nnx.Module):
         widths = config.widths
         embedding = 4 * config.channels
         # Time and output stay float32: few operations, and what is lost there is lost for all.
-        exact = {"init": config.init, "dtype": "float32", "rngs": rngs}
-        self.time1 = linear(config.channels, embedding, **exact)
-        self.time2 = linear(embedding, embedding, **exact)
+        exact = {"init": config.init, "dtype": "float32"}
+        self.time1 = Linear(config.channels, embedding, **exact)
+        self.time2 = Linear(embedding, embedding, **exact)
         rows = config.num_classes + config.null_class
         normal = nnx.initializers.normal(1.0)
         self.label = nnx.Embed(rows, embedding, embedding_init=normal, rngs=rngs) if rows else None
-        self.conv_in = conv(
-            config.in_channels, widths[0], init=config.init, dtype=config.dtype, rngs=rngs
-        )
+        self.conv_in = Conv(config.in_channels, widths[0], init=config.init, dtype=config.dtype)
 
         width, skips = widths[0], [widths[0]]
         encoder, decoder = [], []
@@ -273,18 +268,18 @@ class UNet(nnx.Module):
             attention = config.resolutions[level] in config.attention_resolutions
             blocks = []
             for _ in range(config.num_res_blocks):
-                blocks.append(Block(config, width, outputs, attention=attention, rngs=rngs))
+                blocks.append(Block(config, width, outputs, attention=attention))
                 width = outputs
                 skips.append(width)
             resample = None
             if level < len(widths) - 1:
-                resample = _resample(config, width, "down", rngs)
+                resample = _resample(config, width, "down")
                 skips.append(width)
             encoder.append(Level(blocks, resample))
         self.encoder = nnx.List(encoder)
 
         self.middle = nnx.List(
-            [Block(config, width, width, attention=where, rngs=rngs) for where in (True, False)]
+            [Block(config, width, width, attention=where) for where in (True, False)]
         )
 
         for level, outputs in reversed(list(enumerate(widths))):
@@ -292,14 +287,14 @@ class UNet(nnx.Module):
             blocks = []
             for _ in range(config.num_res_blocks + 1):
                 inputs = width + skips.pop()
-                blocks.append(Block(config, inputs, outputs, attention=attention, rngs=rngs))
+                blocks.append(Block(config, inputs, outputs, attention=attention))
                 width = outputs
-            resample = _resample(config, width, "up", rngs) if level else None
+            resample = _resample(config, width, "up") if level else None
             decoder.append(Level(blocks, resample))
         self.decoder = nnx.List(decoder)
 
-        self.norm_out = GroupNorm(width, config.norm_groups, config.norm_eps, rngs=rngs)
-        self.conv_out = conv(width, config.out_channels, zero=True, **exact)
+        self.norm_out = GroupNorm(width, config.norm_groups, config.norm_eps)
+        self.conv_out = Conv(width, config.out_channels, zero=True, **exact)
 
     def __call__(
         self,
@@ -356,12 +351,12 @@ class UNet(nnx.Module):
         return jax.nn.silu(embedding)
 
 
-def unet(config: UNetConfig) -> Network:
+def make_unet(config: UNetConfig) -> Network:
     """The U-Net of `config` as pure functions."""
     return functional(lambda rngs: UNet(config, rngs=rngs))
 
 
-def _attention(config: UNetConfig, channels: int, rngs: nnx.Rngs) -> SelfAttention:
+def _attention(config: UNetConfig, channels: int) -> SelfAttention:
     return SelfAttention(
         channels,
         heads=config.heads(channels),
@@ -370,11 +365,10 @@ def _attention(config: UNetConfig, channels: int, rngs: nnx.Rngs) -> SelfAttenti
         init=config.init,
         implementation=config.attention,
         dtype=config.dtype,
-        rngs=rngs,
     )
 
 
-def _resample(config: UNetConfig, channels: int, direction: str, rngs: nnx.Rngs):
+def _resample(config: UNetConfig, channels: int, direction: str):
     if config.resample == "resblock":
-        return ResBlock(config, channels, channels, resample=direction, rngs=rngs)
-    return ConvResample(config, channels, direction, rngs=rngs)
+        return ResBlock(config, channels, channels, resample=direction)
+    return ConvResample(config, channels, direction)

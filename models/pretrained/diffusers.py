@@ -8,7 +8,7 @@ import numpy as np
 
 from models.functional import Params
 from models.pretrained.convert import Names, fill
-from models.unet import UNetConfig, unet
+from models.unet import UNetConfig, make_unet
 
 _RESIDUAL = {
     "norm1": "norm1",
@@ -93,7 +93,7 @@ def unet_from_diffusers(tensors: Mapping[str, np.ndarray], config: UNetConfig) -
     """Parameters of `UNet(config)` from the tensors of a UNet2DModel of that config."""
     old = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
     tensors = {old.sub(lambda m: _RENAMED[m[0]], key): value for key, value in tensors.items()}
-    return fill(unet(config), tensors, _names(config))
+    return fill(make_unet(config), tensors, _names(config))
 
 
 def _names(config: UNetConfig) -> Names:

@@ -6,7 +6,7 @@ import numpy as np
 
 from models.functional import Params
 from models.pretrained.convert import Names, fill
-from models.unet import UNetConfig, unet
+from models.unet import UNetConfig, make_unet
 
 _RESIDUAL = {
     "norm1": "in_layers.0",
@@ -34,7 +34,7 @@ def unet_from_openai(
             key: _heads_inside(tensor, config) if ".qkv." in key else tensor
             for key, tensor in tensors.items()
         }
-    return fill(unet(config), tensors, _names(config))
+    return fill(make_unet(config), tensors, _names(config))
 
 
 def _heads_inside(tensor: np.ndarray, config: UNetConfig) -> np.ndarray:

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from models import count_parameters, functional
+from models import count_parameters
+from models.functional import functional, uniform
 
 
 class Tower(nnx.Module):
@@ -37,10 +38,13 @@ def test_params_are_plain_nested_dicts_with_str_keys():
 
 def test_apply_is_the_module_itself():
     # Eleven layers: '10' sorts before '2', so that a mix-up of the order of leaves shows.
-    module = Tower(rngs=nnx.Rngs(jax.random.key(3)))
     params = NETWORK.init(jax.random.key(3))
     x = jax.random.normal(jax.random.key(1), (4, 8))
-    np.testing.assert_array_equal(NETWORK.apply(params, x, scale=2.0), module(x, scale=2.0))
+    expected = x
+    for i in range(11):
+        layer = params["layers"][str(i)]
+        expected = expected @ layer["kernel"] + layer["bias"]
+    np.testing.assert_allclose(NETWORK.apply(params, x, scale=2.0), 2 * expected, rtol=1e-4)
 
 
 def test_init_under_jit_creates_sharded_params_and_eval_shape_none():
@@ -53,6 +57,32 @@ def test_init_under_jit_creates_sharded_params_and_eval_shape_none():
         assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
     expected = NETWORK.init(jax.random.key(0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, expected)
+
+
+class Drawn(nnx.Module):
+    def __init__(self):
+        self.wide, self.none = uniform((200, 100), 3.0), nnx.Param(jnp.ones(5))
+        self.narrow = uniform((4, 5, 1000), 0.5)
+
+    def __call__(self):
+        return self.wide[...]
+
+
+def test_uniform_parameters_are_drawn_by_init():
+    network = functional(lambda rngs: Drawn())
+    params = network.init(jax.random.key(0))
+    np.testing.assert_array_equal(params["none"], 1)
+    for name, bound in (("wide", 3.0), ("narrow", 0.5)):
+        value = np.asarray(params[name]).ravel()
+        assert np.abs(value).max() <= bound
+        # Deciles of the uniform distribution, within four standard errors.
+        counts, _ = np.histogram(value, bins=10, range=(-bound, bound))
+        np.testing.assert_allclose(counts, 2000, atol=4 * 2000**0.5)
+    wide, narrow = params["wide"].ravel(), params["narrow"].ravel()
+    assert abs(np.corrcoef(wide, narrow)[0, 1]) < 0.03
+    again, other = network.init(jax.random.key(0)), network.init(jax.random.key(1))
+    np.testing.assert_array_equal(params["wide"], again["wide"])
+    assert (params["wide"] != other["wide"]).mean() > 0.99
 
 
 def test_dropout_only_with_a_key():

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from models import MODELS, count_parameters
-from models.unet import UNetConfig, unet
+from models.unet import UNetConfig, make_unet
 
 DDPM = UNetConfig(in_channels=3, out_channels=3, image_size=32)
 ADM64 = UNetConfig(
@@ -62,27 +63,29 @@ SMALL_ADM = dataclasses.replace(
 )
 SMALL_CONFIGS = pytest.mark.parametrize("config", [SMALL, SMALL_ADM], ids=["ddpm", "adm"])
 BATCH = 4
+# These tests run each program once or twice: half the compile time for slower programs.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def abstract(config):
-    return jax.eval_shape(unet(config).init, jax.random.key(0))
+    return jax.eval_shape(make_unet(config).init, jax.random.key(0))
 
 
 def params_of(config):
     """Random parameters without the zeros that hide most of the network at initialization."""
-    shapes, treedef = jax.tree.flatten(abstract(config))
-    keys = jax.random.split(jax.random.key(7), len(shapes))
-    leaves = [
-        jax.random.normal(key, s.shape) * (0.3 if s.ndim == 1 else np.prod(s.shape[:-1]) ** -0.5)
-        for key, s in zip(keys, shapes, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, leaves)
+    rng = np.random.default_rng(7)
+
+    def draw(shape):
+        size = 0.3 if len(shape) == 1 else np.prod(shape[:-1]) ** -0.5
+        return jnp.asarray(size * rng.standard_normal(shape), jnp.float32)
+
+    return jax.tree.map(lambda leaf: draw(leaf.shape), abstract(config))
 
 
 def inputs(config):
-    x = jax.random.normal(jax.random.key(1), (BATCH, 8, 8, config.in_channels))
-    time = jnp.array([0, 1, 500, 999])
-    return x, time, {"label": jnp.array([0, 1, 2, 3])} if config.num_classes else None
+    x = np.random.default_rng(1).standard_normal((BATCH, 8, 8, config.in_channels))
+    condition = {"label": jnp.array([0, 1, 2, 3])} if config.num_classes else None
+    return jnp.asarray(x, jnp.float32), jnp.array([0, 1, 500, 999]), condition
 
 
 @pytest.mark.parametrize(
@@ -96,36 +99,65 @@ def test_parameter_counts_of_the_papers(config, count):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
+@functools.cache
+def forward(config):
+    return compiled(make_unet(config).apply)
+
+
+@functools.cache
+def value_and_grad(config):
+    network = make_unet(config)
+
+    def loss(params):
+        output = network.apply(params, *inputs(config), dropout_key=jax.random.key(0))
+        return jnp.square(output).mean()
+
+    return compiled(jax.value_and_grad(loss))(params_of(config))
+
+
 @SMALL_CONFIGS
 def test_output_is_zero_at_initialization(config):
-    network = unet(config)
-    output = jax.jit(lambda key: network.apply(network.init(key), *inputs(config)))(
-        jax.random.key(0)
-    )
+    params = compiled(make_unet(config).init)(jax.random.key(0))
+    output = forward(config)(params, *inputs(config))
     assert output.shape == (BATCH, 8, 8, config.out_channels)
     assert not output.any()
 
 
 @SMALL_CONFIGS
 def test_every_parameter_matters(config):
-    network = unet(config)
-    params = params_of(config)
-    grads = jax.jit(jax.grad(lambda p: jnp.square(network.apply(p, *inputs(config))).sum()))(params)
-    idle = [
-        jax.tree_util.keystr(path)
-        for path, grad in jax.tree_util.tree_leaves_with_path(grads)
-        if not grad.any()
-    ]
-    assert not idle
+    _, grads = value_and_grad(config)
+    leaves = jax.tree_util.tree_leaves_with_path(grads)
+    assert not [jax.tree_util.keystr(path) for path, grad in leaves if not grad.any()]
+
+
+def test_remat_changes_nothing():
+    remat = value_and_grad(dataclasses.replace(SMALL_ADM, remat=True))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, value_and_grad(SMALL_ADM), remat)
+
+
+def test_remat_keeps_fewer_activations():
+    def residuals(config):
+        """Elements that the forward pass keeps for the backward pass."""
+        network = make_unet(config)
+
+        def backward(params):
+            return jax.vjp(lambda p: network.apply(p, *inputs(config)), params)[1]
+
+        return sum(
+            leaf.size for leaf in jax.tree.leaves(jax.eval_shape(backward, abstract(config)))
+        )
+
+    assert residuals(dataclasses.replace(SMALL, remat=True)) < 0.7 * residuals(SMALL)
 
 
 def test_dropout_needs_a_key_and_follows_it():
-    apply = jax.jit(unet(SMALL).apply)
     params = params_of(SMALL)
-    plain = apply(params, *inputs(SMALL))
-    np.testing.assert_array_equal(plain, apply(params, *inputs(SMALL)))
+    plain, plain_again = (forward(SMALL)(params, *inputs(SMALL)) for _ in range(2))
+    np.testing.assert_array_equal(plain, plain_again)
     first, again, other = (
-        apply(params, *inputs(SMALL), dropout_key=jax.random.key(seed)) for seed in (0, 0, 1)
+        forward(SMALL)(params, *inputs(SMALL), dropout_key=jax.random.key(seed))
+        for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
@@ -133,77 +165,52 @@ def test_dropout_needs_a_key_and_follows_it():
 
 
 @SMALL_CONFIGS
-def test_remat_changes_nothing(config):
-    params = params_of(config)
-
-    def value_and_grad(remat):
-        network = unet(dataclasses.replace(config, remat=remat))
-
-        def loss(p):
-            output = network.apply(p, *inputs(config), dropout_key=jax.random.key(0))
-            return jnp.square(output).mean()
-
-        return jax.jit(jax.value_and_grad(loss))(params)
-
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
-    jax.tree.map(close, value_and_grad(False), value_and_grad(True))
-
-
-def test_remat_keeps_fewer_activations():
-    network = {remat: unet(dataclasses.replace(SMALL, remat=remat)) for remat in (False, True)}
-
-    def residuals(remat):
-        """Bytes that the forward pass keeps for the backward pass."""
-        f = lambda p: network[remat].apply(p, *inputs(SMALL))  # noqa: E731
-        vjp = jax.eval_shape(lambda p: jax.vjp(f, p)[1], abstract(SMALL))
-        return sum(leaf.size for leaf in jax.tree.leaves(vjp))
-
-    assert residuals(True) < 0.7 * residuals(False)
-
-
-@SMALL_CONFIGS
 def test_bfloat16_is_close_and_gives_float32(config):
     params = params_of(config)
-    exact = jax.jit(unet(config).apply)(params, *inputs(config))
+    exact = forward(config)(params, *inputs(config))
     half = dataclasses.replace(config, dtype="bfloat16")
-    output = jax.jit(unet(half).apply)(params, *inputs(config))
+    output = forward(half)(params, *inputs(config))
     assert output.dtype == jnp.float32
     assert 0 < jnp.abs(output - exact).max() < 0.05 * jnp.abs(exact).max()
     assert {leaf.dtype for leaf in jax.tree.leaves(abstract(half))} == {jnp.dtype("float32")}
 
 
 def test_bfloat16_tells_all_thousand_steps_apart():
-    config = dataclasses.replace(DDPM, dtype="bfloat16", image_size=8, attention_resolutions=(4,))
-    config = dataclasses.replace(config, channels=32, channel_mult=(1, 1), num_res_blocks=1)
-    apply = jax.jit(unet(config).apply)
-    x = jnp.ones((1000, 8, 8, 3))
-    output = np.asarray(apply(params_of(config), x, jnp.arange(1000))).reshape(1000, -1)
-    assert len(np.unique(output, axis=0)) == 1000
+    config = dataclasses.replace(
+        DDPM,
+        dtype="bfloat16",
+        image_size=4,
+        channels=32,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        attention_resolutions=(),
+    )
+    output = forward(config)(params_of(config), jnp.ones((1000, 4, 4, 3)), jnp.arange(1000))
+    assert len(np.unique(np.asarray(output).reshape(1000, -1), axis=0)) == 1000
 
 
 @SMALL_CONFIGS
 def test_images_of_a_batch_do_not_touch(config):
-    apply = jax.jit(unet(config).apply)
-    params = params_of(config)
+    apply, params = forward(config), params_of(config)
     x, time, condition = inputs(config)
-    together = apply(params, x, time, condition)
-    for i in range(BATCH):
-        one = jax.tree.map(lambda a, i=i: a[i : i + 1], (x, time, condition))
-        np.testing.assert_allclose(apply(params, *one)[0], together[i], rtol=1e-4, atol=1e-5)
+    first = apply(params, x, time, condition)
+    # Every other image, time and label changes; those of the first stay.
+    changed = jax.tree.map(lambda a: a.at[1:].set(a[:1]), (x, time, condition))
+    second = apply(params, *changed)
+    np.testing.assert_allclose(second[0], first[0], rtol=1e-5, atol=1e-6)
+    assert np.abs(second[1:] - first[1:]).max() > 0.1
 
 
 def test_second_call_compiles_nothing():
-    step = jax.jit(unet(SMALL).apply)
-    params = params_of(SMALL)
+    step = compiled(make_unet(SMALL).apply)
     for seed in range(3):
         x, time, _ = inputs(SMALL)
-        step(params, x + seed, time + seed, dropout_key=jax.random.key(seed))
+        step(params_of(SMALL), x + seed, time + seed)
     assert step._cache_size() == 1
 
 
 def test_labels_and_the_null_label():
-    apply = jax.jit(unet(SMALL_ADM).apply)
-    params = params_of(SMALL_ADM)
+    apply, params = forward(SMALL_ADM), params_of(SMALL_ADM)
     assert params["label"]["embedding"].shape == (4, 32)
     x = jnp.broadcast_to(inputs(SMALL_ADM)[0][:1], (BATCH, 8, 8, 3))
     by_label = apply(params, x, jnp.zeros(BATCH), {"label": jnp.arange(4)})
@@ -215,9 +222,9 @@ def test_labels_and_the_null_label():
 def test_condition_must_be_what_the_config_says():
     x, time, condition = inputs(SMALL_ADM)
     with pytest.raises(ValueError, match=r"condition has \[\].*num_classes=3 takes \['label'\]"):
-        jax.eval_shape(unet(SMALL_ADM).apply, abstract(SMALL_ADM), x, time)
+        jax.eval_shape(make_unet(SMALL_ADM).apply, abstract(SMALL_ADM), x, time)
     with pytest.raises(ValueError, match=r"condition has \['label'\].*num_classes=0 takes None"):
-        jax.eval_shape(unet(SMALL).apply, abstract(SMALL), x, time, condition)
+        jax.eval_shape(make_unet(SMALL).apply, abstract(SMALL), x, time, condition)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import functional
+from models.functional import functional
 from models.pretrained.convert import fill, read_safetensors
 
 NETWORK = functional(lambda rngs: nnx.Sequential(nnx.Linear(3, 2, rngs=rngs)))

@@ -10,7 +10,7 @@ import pytest
 
 from models.pretrained.diffusers import unet_config, unet_from_diffusers
 from models.pretrained.openai import unet_from_openai
-from models.unet import UNetConfig, unet
+from models.unet import UNetConfig, make_unet
 from tests.golden.models import generated
 
 GOLDEN = pathlib.Path("tests/golden/models")
@@ -53,7 +53,7 @@ def golden(case):
 def run(config, params):
     x = generated.images(len(generated.TIMES), 3, config.image_size).transpose(0, 2, 3, 1)
     condition = {"label": np.array(generated.LABELS)} if config.num_classes else None
-    output = jax.jit(unet(config).apply)(params, x, np.array(generated.TIMES), condition)
+    output = jax.jit(make_unet(config).apply)(params, x, np.array(generated.TIMES), condition)
     return np.asarray(output).transpose(0, 3, 1, 2)
 
 
