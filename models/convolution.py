@@ -49,7 +49,7 @@ class Conv(nnx.Module):
         if self.stride == 1 and self.padding == (1, 1):
             y = convolve(x, kernel)
         else:
-            y = _xla(x, kernel, self.stride, self.padding)
+            y = general(x, kernel, self.stride, self.padding)
         return y + self.bias[...].astype(self.dtype)
 
 
@@ -57,13 +57,14 @@ def convolve(x: Image, kernel: Kernel) -> Float[Array, "batch height width chann
     """Stride 1, one pixel of zeros around."""
     height, width, channels = x.shape[1:]
     if height * width >= 9:
-        return (_convolve_p.bind if jax.default_backend() == "cpu" else _xla)(x, kernel)
+        return (_convolve_p.bind if jax.default_backend() == "cpu" else general)(x, kernel)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifts = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
     return jnp.concatenate(shifts, axis=-1) @ kernel.reshape(9 * channels, -1)
 
 
-def _xla(x, kernel, stride=1, padding=(1, 1)):
+def general(x, kernel, stride=1, padding=(1, 1)):
+    """XLA's own convolution, which `convolve` equals."""
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), (padding, padding), dimension_numbers=layout
@@ -71,7 +72,7 @@ def _xla(x, kernel, stride=1, padding=(1, 1)):
 
 
 def _transpose_x(g, x, kernel):
-    return jax.linear_transpose(lambda x: _xla(x, kernel), x.aval)(g)[0]
+    return jax.linear_transpose(lambda x: general(x, kernel), x.aval)(g)[0]
 
 
 def _transpose_kernel(g, x, _):
@@ -85,12 +86,12 @@ def _transpose_kernel(g, x, _):
 
 
 def _batch(arguments, axes):
-    return jax.vmap(_xla, in_axes=axes)(*arguments), 0
+    return jax.vmap(general, in_axes=axes)(*arguments), 0
 
 
 _convolve_p = Primitive("conv3x3")
 _convolve_p.def_impl(jax.jit(_convolve_p.bind))
 _convolve_p.def_abstract_eval(lambda x, kernel: x.update(shape=(*x.shape[:-1], kernel.shape[-1])))
-mlir.register_lowering(_convolve_p, mlir.lower_fun(_xla, multiple_results=False))
+mlir.register_lowering(_convolve_p, mlir.lower_fun(general, multiple_results=False))
 ad.defbilinear(_convolve_p, _transpose_x, _transpose_kernel)
 batching.primitive_batchers[_convolve_p] = _batch

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from models import convolution
+
 # Peak dense TFLOP/s (10^12 operations a second, no sparsity) of one JAX device, as published:
 # {device_kind: {arithmetic of the products: peak}}.
 #   TPU: Google Cloud's page of each version; a figure there is for a chip. v2 and v3 chips are two
@@ -186,6 +188,12 @@ def _convolution(equation: JaxprEqn) -> int:
     return total
 
 
+def _convolve(equation: JaxprEqn) -> int:
+    """The CPU's 3x3 convolution, as the general one that it stands for."""
+    avals = [variable.aval for variable in equation.invars]
+    return _of_jaxpr(jax.make_jaxpr(convolution.general)(*avals).jaxpr)
+
+
 def _attention(products: int) -> Callable[[JaxprEqn], int]:
     """FLOPs of cuDNN's fused attention, as the `products` matrix products that it stands for."""
 
@@ -200,6 +208,7 @@ def _attention(products: int) -> Callable[[JaxprEqn], int]:
 _PRIMITIVES: dict[str, Callable[[JaxprEqn], int]] = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
+    "conv3x3": _convolve,
     "dot_product_attention_fwd_wrapper": _attention(products=2),
     "dot_product_attention_bwd_wrapper": _attention(products=4),
 }
