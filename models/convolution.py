@@ -1,11 +1,11 @@
 """3x3 convolution without the two cases in which XLA is slow on a CPU.
 
-1. The gradient of the weights: XLA's own takes the whole feature map as the window. Three matrix
-   products over shifted maps take about half the time. Used on CPUs only.
+1. Gradient of the kernel: XLA's takes the whole feature map as the window. Three matrix products
+   over shifted maps take about half the time. On CPUs only; accelerators run XLA's own convolution.
 2. Maps smaller than the window: XLA swaps map and window and loses a factor of ten. A product with
    the gathered neighbourhoods is used on every platform; so small a map costs nothing anywhere.
 
-The first is a JAX primitive, not a `custom_vjp`: so forward mode, second derivatives and vmap work.
+The first is a JAX primitive and no `custom_vjp`: forward mode, second derivatives and vmap work.
 """
 
 import jax

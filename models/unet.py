@@ -73,74 +73,44 @@ class UNetConfig:
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
-                near = difflib.get_close_matches(str(value), allowed, 1, cutoff=0)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"{name}={value!r}: allowed are {', '.join(allowed)}{hint}")
-        positive = ("in_channels", "out_channels", "image_size", "num_res_blocks", "num_heads")
-        for name in (*positive, "norm_groups"):
-            _require(getattr(self, name) > 0, self, name, "must be positive")
+                near = difflib.get_close_matches(str(value), allowed, 1, cutoff=0)[0]
+                options = ", ".join(allowed)
+                raise ValueError(f"{name}={value!r}: allowed are {options}; did you mean {near!r}?")
+        for name in ("in_channels", "out_channels", "image_size", "num_res_blocks", "num_heads"):
+            self._require(name, getattr(self, name) > 0, "must be positive")
         for name in ("num_classes", "head_channels"):
-            _require(getattr(self, name) >= 0, self, name, "must not be negative")
-        _require(len(self.channel_mult) > 0, self, "channel_mult", "needs at least one level")
-        _require(
-            self.channels >= 4 and self.channels % 2 == 0,
-            self,
-            "channels",
-            "must be even and at least 4 (half are sines of time, half cosines)",
-        )
-        _require(0 <= self.dropout < 1, self, "dropout", "must be in [0, 1)")
-        coarsest = 2 ** (len(self.channel_mult) - 1)
-        _require(
-            self.image_size % coarsest == 0,
-            self,
-            "image_size",
-            f"must be a multiple of {coarsest}: channel_mult has {len(self.channel_mult)} levels",
-        )
-        for resolution in self.attention_resolutions:
-            _require(
-                resolution in self.resolutions,
-                self,
-                "attention_resolutions",
-                f"{resolution} is no level's; the levels have {self.resolutions}",
-            )
-        for width in self.widths:
-            _require(
-                width % self.norm_groups == 0,
-                self,
-                "norm_groups",
-                f"must divide the channels of every level, {self.widths}",
-            )
-        attended = {
-            w
-            for w, r in zip(self.widths, self.resolutions, strict=True)
-            if r in self.attention_resolutions
-        } | {self.widths[-1]}
+            self._require(name, getattr(self, name) >= 0, "must not be negative")
+        self._require("norm_groups", self.norm_groups > 0, "must be positive")
+        self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
+        self._require("channel_mult", len(self.channel_mult) > 0, "needs at least one level")
+        # Half of the time embedding are sines, half cosines.
+        even = self.channels >= 4 and self.channels % 2 == 0
+        self._require("channels", even, "must be even and at least 4")
+        self._require("null_class", self.num_classes or not self.null_class, "needs num_classes")
+        flash = self.attention == "xla" or self.dtype == "bfloat16"
+        self._require("attention", flash, "needs dtype='bfloat16'; in float32 it is 'xla'")
+
+        levels, sizes, widths = len(self.channel_mult), self.resolutions, self.widths
+        whole = self.image_size % 2 ** (levels - 1) == 0
+        message = f"must be a multiple of {2 ** (levels - 1)}: channel_mult has {levels} levels"
+        self._require("image_size", whole, message)
+        known = set(self.attention_resolutions) <= set(sizes)
+        self._require("attention_resolutions", known, f"the levels have {sizes}")
+        grouped = all(width % self.norm_groups == 0 for width in widths)
+        message = f"must divide the channels of every level, {widths}"
+        self._require("norm_groups", grouped, message)
+        attended = [
+            w for w, s in zip(widths, sizes, strict=True) if s in self.attention_resolutions
+        ]
+        attended = sorted({*attended, widths[-1]})
         name = "head_channels" if self.head_channels else "num_heads"
-        for width in attended:
-            _require(
-                width % getattr(self, name) == 0,
-                self,
-                name,
-                f"must divide the channels of every level with attention and of the coarsest: "
-                f"{sorted(attended)}",
-            )
-        _require(
-            not (self.null_class and self.num_classes == 0),
-            self,
-            "null_class",
-            "needs num_classes > 0",
-        )
-        _require(
-            not (self.attention == "cudnn" and self.dtype != "bfloat16"),
-            self,
-            "attention",
-            "runs in bfloat16 only: set dtype='bfloat16' or attention='xla'",
-        )
+        split = all(width % getattr(self, name) == 0 for width in attended)
+        message = f"must divide the channels of levels with attention and of the last, {attended}"
+        self._require(name, split, message)
 
-
-def _require(condition: bool, config: UNetConfig, name: str, message: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}={getattr(config, name)!r}: {message}")
+    def _require(self, name: str, condition, message: str) -> None:
+        if not condition:
+            raise ValueError(f"{name}={getattr(self, name)!r}: {message}")
 
 
 class ResBlock(nnx.Module):
@@ -308,7 +278,7 @@ class UNet(nnx.Module):
 
         time: any real number; the integer index of the step for a network that is trained so.
         condition: {'label': int [batch]} if the config has classes, where with null_class the
-            label num_classes means "no label"; otherwise None. Out of range gives NaN.
+            label num_classes means "no label"; otherwise None. A label beyond that gives NaN.
         rngs: with a 'dropout' stream in training; None turns dropout off.
         """
         config = self.config

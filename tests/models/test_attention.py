@@ -51,14 +51,14 @@ def expected(params, x):
 def test_against_numpy():
     x = jax.random.normal(jax.random.key(0), (2, 3, 5, CHANNELS))
     params = random_params()
-    output = np.asarray(network().apply(params, x)).reshape(2, 15, CHANNELS)
+    output = np.asarray(jax.jit(network().apply)(params, x)).reshape(2, 15, CHANNELS)
     np.testing.assert_allclose(output, expected(params, x), atol=2e-5)
 
 
 def test_bfloat16_is_close():
     x = jax.random.normal(jax.random.key(0), (2, 3, 5, CHANNELS)).astype(jnp.bfloat16)
     params = random_params()
-    output = network("bfloat16").apply(params, x)
+    output = jax.jit(network("bfloat16").apply)(params, x)
     assert output.dtype == jnp.bfloat16
     want = expected(params, x.astype(jnp.float32))
     got = np.asarray(output, np.float64).reshape(2, 15, CHANNELS)

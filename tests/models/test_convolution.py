@@ -25,12 +25,14 @@ def case(height=5, width=6):
 
 def agree(transform, *, height=5, width=6, tolerance=1e-4):
     x, kernel, loss = case(height, width)
-    got, want = (jax.jit(transform(loss(f)))(x, kernel) for f in (convolve, reference))
+    got, want = jax.jit(lambda *a: [transform(loss(f))(*a) for f in (convolve, reference)])(
+        x, kernel
+    )
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)  # noqa: E731
     jax.tree.map(close, got, want)
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (1, 7), (2, 8), (3, 3), (5, 6)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (3, 3), (2, 8)])
 def test_value_and_gradient(height, width):
     agree(lambda f: jax.value_and_grad(f, (0, 1)), height=height, width=width)
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,8 +47,10 @@ def test_group_norm_gradient():
 
 
 def test_group_norm_film():
-    norm = GroupNorm(8, 2, 1e-5)
-    norm.scale[...], norm.bias[...] = jnp.arange(8.0), jnp.ones(8)
+    network = functional(lambda rngs: GroupNorm(8, 2, 1e-5))
+    norm = jax.jit(
+        functools.partial(network.apply, {"scale": jnp.arange(8.0), "bias": jnp.ones(8)})
+    )
     keys = jax.random.split(jax.random.key(0), 2)
     x = jax.random.normal(keys[0], (3, 2, 2, 8))
     scale, shift = jax.random.normal(keys[1], (2, 3, 8))
