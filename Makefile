@@ -9,7 +9,7 @@ WORKDIR ?= runs/digits
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(REQUIREMENTS)
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --durations 10
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 10
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-slow lint format clean

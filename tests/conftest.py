@@ -64,7 +64,12 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
 
 
+# Files of a minute or more, begun first so that no process is left alone with one at the end.
+LONG = ("test_resume.py", "test_loop.py", "test_determinism.py")
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.name not in LONG)
     if config.option.slow or config.option.markexpr:
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
