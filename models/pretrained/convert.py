@@ -1,40 +1,32 @@
 """Reading safetensors, and carrying PyTorch's tensors over into a dict of parameters."""
 
-import json
 import os
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file
 
 from models.functional import Network, Params
 
 # Module path in our parameters ► name of the module in the file; several are put side by side.
 Names = Mapping[str, str | tuple[str, ...]]
 
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file by name, as float32.
 
-    The format is eight bytes of header length, a JSON header with type, shape and byte range of
-    each tensor, then the bytes. A type that is no float raises ValueError.
+    Raises:
+        ValueError: a tensor is of no floating type.
     """
-    data = np.memmap(path, np.uint8, "r")
-    start = 8 + int(data[:8].view("<u8")[0])
-    header = json.loads(data[8:start].tobytes())
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{path}: {name} is {entry['dtype']}; can read {', '.join(_DTYPES)}")
-        first, last = entry["data_offsets"]
-        raw = data[start + first : start + last].view(_DTYPES[entry["dtype"]])
-        tensors[name] = raw.reshape(entry["shape"]).astype(np.float32)
-    return tensors
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise ValueError(f"{path}: {name} is {tensor.dtype}; a network's weights are floats")
+    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
 
 
 def fill(network: Network, tensors: Mapping[str, np.ndarray], names: Names) -> Params:

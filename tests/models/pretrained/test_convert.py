@@ -1,8 +1,7 @@
-import json
-
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from models.functional import functional
 from models.pretrained.convert import fill, read_safetensors
@@ -28,9 +27,8 @@ def test_reads_what_the_safetensors_library_wrote():
 
 
 def test_a_type_that_is_no_float_is_named(tmp_path):
-    header = json.dumps({"steps": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}).encode()
-    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    with pytest.raises(ValueError, match="steps is I64"):
+    save_file({"steps": np.arange(3)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="steps is int64"):
         read_safetensors(tmp_path / "x.safetensors")
 
 
