@@ -22,7 +22,8 @@ import models
 from training import command_line, components, flops, run
 from training.components import ConfigError
 from training.config import freeze, validate
-from training.workdir import atomic_write, provenance
+from training.files import atomic_write
+from training.workdir import provenance
 
 _WARM_UP = 2
 

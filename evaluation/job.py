@@ -15,7 +15,8 @@ from jax.experimental import multihost_utils
 from evaluation import METRICS
 from training import components
 from training.components import ConfigError
-from training.workdir import Workdir, atomic_write, provenance
+from training.files import atomic_write
+from training.workdir import Workdir, provenance
 
 
 def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:

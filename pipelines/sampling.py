@@ -27,10 +27,11 @@ from training import checkpoints, components, tasks
 from training.clock import Clock, Progress, rate
 from training.components import ConfigError
 from training.config import differences
+from training.files import atomic_write
 from training.images import grid, save_png
-from training.mesh import batch_sharding, make_mesh
+from training.mesh import batch_sharding, batch_ways, make_mesh
 from training.sampler import build_sampler, sample_labels
-from training.workdir import Workdir, atomic_write, provenance
+from training.workdir import Workdir, provenance
 
 # Fields that say what is sampled; they have to be those of the training run.
 _TRAINED = ("task", "data.image_size", "data.channels", "model.*", "diffusion.*")
@@ -99,7 +100,7 @@ def _check_trained(workdir: Workdir, config: Any) -> None:
 
 
 def _chunk_size(batch_size: int, mesh: Mesh) -> int:
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = batch_ways(mesh)
     return -(-batch_size // ways) * ways
 
 

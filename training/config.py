@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base
 from training.components import ConfigError, nearest
+from training.files import atomic_write
 
 # A ConfigDict, frozen or not, is no Mapping.
 Section = Mapping | ConfigDict
@@ -91,10 +92,7 @@ def load(source: epath.PathLike | Mapping) -> ConfigDict:
 
 def save(config: ConfigDict, path: epath.PathLike) -> None:
     """Writes a config as JSON, in one go: a reader sees the old file or the new one."""
-    path = epath.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    temporary.replace(path)
+    atomic_write(path, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def freeze(config: ConfigDict) -> FrozenConfigDict:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from training.workdir import atomic_write
+from training.files import atomic_write
 
 _GAP = 2
 _LABEL_HEIGHT = 14

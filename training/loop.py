@@ -17,9 +17,10 @@ from training import run as runs
 from training.checkpoints import Checkpoints
 from training.clock import Clock, Progress
 from training.components import ConfigError
-from training.config import check_resumable, load
+from training.config import check_resumable
+from training.files import atomic_write
 from training.metrics import MetricsWriter
-from training.workdir import Workdir, atomic_write
+from training.workdir import Workdir
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def train(config: ConfigDict, directory: str) -> None:
     run = runs.build(config)
     workdir = Workdir(directory)
     if workdir.config.exists():
-        check_resumable(load(workdir.config), config)
+        check_resumable(workdir.read_config(), config)
     workdir.start(config, sys.argv)
     steps = config.train.steps
 

@@ -12,8 +12,9 @@ from etils import epath
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
+from training.files import atomic_write, is_bucket
 from training.images import save_png
-from training.workdir import Workdir, atomic_write, is_bucket
+from training.workdir import Workdir
 
 Scalar = float | int | np.number | np.ndarray | jax.Array
 

@@ -29,13 +29,10 @@ def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
-def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """The gradient transformation of `config.optimizer` for a run of `steps` steps."""
+def make_optimizer(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    """The gradient transformation of `config.optimizer` at learning rate `rate`."""
     optimizer = components.build(
-        OPTIMIZERS,
-        config.name,
-        "config.optimizer.name",
-        learning_rate=learning_rate(config, steps),
+        OPTIMIZERS, config.name, "config.optimizer.name", learning_rate=rate
     )
     if config.clip_norm > 0:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

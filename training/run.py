@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 
 import jax
-import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
@@ -38,7 +37,7 @@ def build(config: ConfigDict, devices=None) -> Run:
         devices: of the mesh; all devices when None.
     """
     device_mesh = mesh.make_mesh(**config.mesh, devices=devices)
-    ways = device_mesh.shape["data"] * device_mesh.shape["fsdp"]
+    ways = mesh.batch_ways(device_mesh)
     micro = config.train.batch_size // config.train.accumulate
     if micro % ways:
         raise ConfigError(
@@ -48,8 +47,8 @@ def build(config: ConfigDict, devices=None) -> Run:
         )
     make_task = components.lookup(tasks.TASKS, config.task, "config.task")
     task = make_task(config)
-    rate: optax.Schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
-    transform = optimizer.make_optimizer(config.optimizer, config.train.steps)
+    rate = optimizer.learning_rate(config.optimizer, config.train.steps)
+    transform = optimizer.make_optimizer(config.optimizer, rate)
     decays = ema.make_emas(config.ema)
     spec = {
         name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=mesh.batch_sharding(device_mesh))

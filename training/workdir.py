@@ -15,7 +15,8 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from training.components import ConfigError
-from training.config import differences, load
+from training.config import differences, load, save
+from training.files import atomic_write
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -62,7 +63,7 @@ class Workdir:
             if self.config.exists():
                 changed = differences(self.read_config(), config)
                 entry["config_changes"] = {field: [old, new] for field, old, new in changed}
-            atomic_write(self.config, _pretty(config.to_dict()))
+            save(config, self.config)
             runs = json.loads(self.run.read_text()) if self.run.exists() else []
             atomic_write(self.run, _pretty([*runs, entry]))
         except OSError as error:
@@ -83,30 +84,6 @@ class Workdir:
                 "train first, or give the directory of a run"
             )
         return load(self.config)
-
-
-def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, finds the old one or the new one.
-
-    Local files are written beside the target, flushed to the disk and renamed over it; the parent
-    directory is made where it is missing. An object of a bucket appears only when it is complete.
-    """
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if is_bucket(path):
-        path.write_bytes(data)
-        return
-    temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def is_bucket(path: epath.Path) -> bool:
-    """Whether the path is a URL: its objects are written whole, never appended to or renamed."""
-    return "://" in os.fspath(path)
 
 
 def provenance() -> dict[str, Any]:

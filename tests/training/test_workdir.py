@@ -9,8 +9,9 @@ from etils.epath import testing as epath_testing
 from configs import base
 from training import workdir as workdir_module
 from training.components import ConfigError
+from training.files import atomic_write
 from training.metrics import MetricsWriter
-from training.workdir import Workdir, atomic_write, code_version
+from training.workdir import Workdir, code_version
 
 
 def _config(steps=10):
