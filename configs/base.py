@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from configs import networks
+
 
 def check_variant(file: str, variant: str, allowed: Sequence[str]) -> None:
     """Raises where `--config=file.py:variant` names a variant that the file does not have."""
@@ -45,48 +47,6 @@ def smoke(config: ConfigDict, num_classes: int = 0) -> None:
     config.sample.update(grid="respaced", steps=5, count=8, batch_size=4)
 
 
-def unet() -> ConfigDict:
-    """Fields of the U-Net (`models.unet.UNetConfig`); the defaults are DDPM's for CIFAR-10."""
-    return ConfigDict(
-        {
-            "name": "unet",
-            # Width of the first level, and the factor of it at each level, finest first.
-            "channels": 128,
-            "channel_mult": (1, 2, 2, 2),
-            # Residual blocks at each level of the encoder; the decoder has one more.
-            "num_res_blocks": 2,
-            # Feature resolutions in pixels that get self-attention.
-            "attention_resolutions": (16,),
-            # Heads: a fixed number, or (when head_channels > 0) channels // head_channels.
-            "num_heads": 1,
-            "head_channels": 0,
-            "dropout": 0.1,
-            # How time and label enter a block: 'add' (DDPM) or 'scale_shift' (ADM).
-            "conditioning": "add",
-            # Changing resolution: 'conv' (a strided convolution; nearest + convolution),
-            # 'conv_symmetric' (the same, padded on every side: iDDPM) or 'resblock' (BigGAN: inside
-            # a residual block, on both branches).
-            "resample": "conv",
-            # Sinusoids of time: 'ddpm' (sin, cos; over half - 1) or 'adm' (cos, sin; over half).
-            "time_embedding": "ddpm",
-            "norm_groups": 32,
-            "norm_eps": 1e-6,
-            # Initialization: 'ddpm' (variance scaling, fan_avg) or 'torch' (PyTorch's defaults).
-            "init": "ddpm",
-            # Classes the network is conditioned on; 0: unconditional. With null_class, one more
-            # row of the table stands for "no label" (classifier-free guidance).
-            "num_classes": 0,
-            "null_class": False,
-            # Attention kernel: 'xla', or 'cudnn' for flash attention on NVIDIA GPUs.
-            "attention": "xla",
-            # Recompute each block's activations in the backward pass: less memory, more time.
-            "remat": False,
-            # Type of the computation ('float32' or 'bfloat16'); parameters stay float32.
-            "dtype": "float32",
-        }
-    )
-
-
 def get_config(variant: str = "") -> ConfigDict:
     """Defaults of all fields. `variant` is what follows the colon in `--config=file.py:variant`."""
     check_variant(__file__, variant, ("",))
@@ -112,8 +72,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # A broken image: 'raise' (stop with its name) or 'skip' (take the next, count and log it).
     data.on_bad_image = "raise"
 
-    # The network: `unet()` above.
-    config.model = unet()
+    # The network: its name and fields are those of one function of `configs.networks`.
+    config.model = networks.unet()
 
     config.diffusion = diffusion = ConfigDict()
     # alpha and sigma of t: a line of `diffusion.SCHEDULES`.

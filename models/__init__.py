@@ -7,6 +7,7 @@
 import dataclasses
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 from models.functional import Network, count_parameters
 from models.unet import UNetConfig, make_unet
@@ -14,15 +15,22 @@ from models.unet import UNetConfig, make_unet
 __all__ = ["MODELS", "Network", "count_parameters"]
 
 
-def _unet(in_channels: int, out_channels: int, image_size: int, **fields) -> Network:
-    allowed = [field.name for field in dataclasses.fields(UNetConfig)]
-    for name in fields:
-        if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, 1, cutoff=0)[0]
-            raise ValueError(f"model.{name}: a U-Net has no such field; did you mean {near!r}?")
-    # JSON has no tuples.
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return make_unet(UNetConfig(in_channels, out_channels, image_size, **fields))
+def _maker(settings: type, make: Callable[[Any], Network]) -> Callable[..., Network]:
+    """Builds a network from plain fields; `settings` is its frozen dataclass, `make` takes one."""
+    allowed = [field.name for field in dataclasses.fields(settings)]
+
+    def build(in_channels: int, out_channels: int, image_size: int, **fields) -> Network:
+        for name in fields:
+            if name not in allowed:
+                near = difflib.get_close_matches(name, allowed, 1, cutoff=0)[0]
+                raise ValueError(
+                    f"model.{name}: this network has no such field; did you mean {near!r}?"
+                )
+        # JSON has no tuples.
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return make(settings(in_channels, out_channels, image_size, **fields))
+
+    return build
 
 
-MODELS: dict[str, Callable[..., Network]] = {"unet": _unet}
+MODELS: dict[str, Callable[..., Network]] = {"unet": _maker(UNetConfig, make_unet)}

@@ -26,7 +26,7 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """What a U-Net is. The fields from `channels` on are those of `unet()` in configs/base.py.
+    """What a U-Net is. The fields from `channels` on are those of `unet` in configs/networks.py.
 
     `resample` has one value more than DDPM and ADM need: 'conv_symmetric' pads the strided
     convolution by one on every side (improved-diffusion), where 'conv' pads (0, 1) (DDPM).

@@ -10,14 +10,12 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from configs import base
+from configs import base, networks
 from training.components import ConfigError, nearest
 from training.files import atomic_write
 
 # A ConfigDict, frozen or not, is no Mapping.
 Section = Mapping | ConfigDict
-# Fields of the section `model`, by its name.
-NETWORKS = {"unet": base.unet}
 # Fields that a resumed run may change: nothing that was computed before depends on them.
 RESUMABLE = (
     "train.steps",
@@ -166,14 +164,14 @@ def _defaults(given: Section) -> ConfigDict:
     """`configs.base` with the sections whose fields depend on the config itself.
 
     The names under ema are the config's own. The fields of model are those of the network; where
-    NETWORKS has none of its name they are taken as given, and the network itself checks them.
+    `networks` has none of its name they are taken as given, and the network itself checks them.
     """
     config = base.get_config()
     if isinstance(given.get("ema"), Section):
         config.ema = ConfigDict(dict(given["ema"]))
     model = given.get("model")
     if isinstance(model, Section):
-        fields = NETWORKS.get(model.get("name", config.model.name))
+        fields = networks.FIELDS.get(model.get("name", config.model.name))
         config.model = fields() if fields else ConfigDict(dict(model))
     return config
 
