@@ -65,6 +65,9 @@ def get_config(variant: str = "") -> ConfigDict:
     data.channels = 1
     # Random changes of each training image, in order, of `input_pipeline.AUGMENTATIONS`: ('flip',).
     data.augmentations = ()
+    # The same on the device, with labels that the network is told (model.augment_dim), of
+    # `input_pipeline.DEVICE_AUGMENTATIONS`: 'edm(probability=0.12)'; '': none.
+    data.device_augmentation = ""
     # Worker processes of each host; 0 reads in the training process.
     data.workers = 0
     # Batches prepared ahead on the device.
@@ -81,12 +84,15 @@ def get_config(variant: str = "") -> ConfigDict:
     # What the network's output means: a line of `diffusion.PARAMETERIZATIONS`.
     diffusion.parameterization = "eps"
     # 'simple' (the weighted squared error), 'hybrid' (simple + vlb on a learned variance, iDDPM
-    # eq. 16) or 'vlb' (the variational bound).
+    # eq. 16), 'vlb' (the variational bound of a discrete chain) or 'vdm' (that of continuous time).
     diffusion.loss = "simple"
     # Weight of the squared error over noise levels: a line of `diffusion.WEIGHTINGS`.
     diffusion.weighting = "constant"
     # Distribution of t in training: a line of `diffusion.TIME_SAMPLERS`.
     diffusion.time_sampler = "uniform"
+    # Features of the learned uncertainty u of each noise level, in loss / e^u + u (EDM2: 128); 0:
+    # no such weight.
+    diffusion.uncertainty_channels = 0
     # Variance of the reverse step: 'fixed', or 'learned_range' (the network has twice the output
     # channels; iDDPM eq. 15).
     diffusion.variance = "fixed"

@@ -10,5 +10,6 @@ from input_pipeline.sources.tfds import tfds
 
 SOURCES = {"digits": digits, "folder": folder, "shapes": shapes, "tfds": tfds}
 AUGMENTATIONS = {"flip": flip}
+DEVICE_AUGMENTATIONS = {}
 
-__all__ = ["AUGMENTATIONS", "SOURCES", "device_batches", "make_loader"]
+__all__ = ["AUGMENTATIONS", "DEVICE_AUGMENTATIONS", "SOURCES", "device_batches", "make_loader"]

@@ -55,7 +55,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
     sampler = build_sampler(config, task)
     mesh = make_mesh(**config.mesh)
     params, step = checkpoints.restore_for_sampling(
-        workdir.checkpoints, config.sample.ema, task.network, mesh, config.sample.checkpoint
+        workdir.checkpoints, config.sample.ema, task.init, mesh, config.sample.checkpoint
     )
     count, chunk = config.sample.count, _chunk_size(config.sample.batch_size, mesh)
     what = _identity(config, step, chunk)
@@ -158,11 +158,13 @@ def _make_chunks(config, task, sampler, params, mesh, shards, chunks, chunk, clo
         images = sampler.draw(params, inputs, jax.random.key(seed), indices, labels)
         return to_uint8(images)
 
+    inputs = sampler.inputs(params)
+
     def arguments(k: int):
         indices = np.arange(k * chunk, (k + 1) * chunk, dtype=np.int32)
         labels = sample_labels(config.sample.labels, task.num_classes, indices)
         placed = jax.device_put((indices, labels), rows)
-        return params, sampler.inputs, np.uint32(config.sample.seed), *placed
+        return params, inputs, np.uint32(config.sample.seed), *placed
 
     with clock("compile"):
         program = jax.jit(draw, out_shardings=rows).lower(*arguments(chunks[0])).compile()

@@ -24,6 +24,9 @@ def _items(state: TrainState) -> dict:
     """The state as checkpoint items."""
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     params, averages = fields.pop("params"), fields.pop("ema")
+    if not fields["task"]:
+        # Checkpoints of tasks without a state look as they did before there were any with one.
+        del fields["task"]
     items = {f"ema.{name}": tree for name, tree in averages.items()}
     return {"params": params, **items, "training": fields}
 
@@ -78,7 +81,8 @@ class Checkpoints:
         )
         _check_format(restored["meta"], self.directory / str(step))
         averages = {name: restored[f"ema.{name}"] for name in abstract.ema}
-        state = TrainState(params=restored["params"], ema=averages, **restored["training"])
+        training = {"task": {}} | restored["training"]
+        state = TrainState(params=restored["params"], ema=averages, **training)
         return state, restored["data"]
 
     def close(self) -> None:
@@ -139,8 +143,8 @@ def restore_params(directory: epath.PathLike, name: str, abstract, step: int = -
         return reader.restore(path / item, abstract), step
 
 
-def restore_for_sampling(directory, name: str, network, mesh, step: int = -1):
-    """`restore_params` for a network: its parameters laid out over the mesh."""
-    abstract = jax.eval_shape(network.init, jax.random.key(0))
+def restore_for_sampling(directory, name: str, init, mesh, step: int = -1):
+    """`restore_params` of what `init(key)` makes, laid out over the mesh."""
+    abstract = jax.eval_shape(init, jax.random.key(0))
     target = meshes.with_sharding(abstract, meshes.state_sharding(abstract, mesh))
     return restore_params(directory, name, target, step)

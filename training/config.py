@@ -225,8 +225,9 @@ RULES: dict[str, Rule] = {
     "data.workers": _at_least(0),
     "data.prefetch": _at_least(1),
     "data.on_bad_image": _one_of("raise", "skip"),
-    "diffusion.loss": _one_of("simple", "hybrid", "vlb"),
+    "diffusion.loss": _one_of("simple", "hybrid", "vlb", "vdm"),
     "diffusion.variance": _one_of("fixed", "learned_range"),
+    "diffusion.uncertainty_channels": _at_least(0),
     "diffusion.label_dropout": (lambda value: 0 <= value <= 1, "a probability, from 0 to 1"),
     "train.steps": _at_least(0),
     "train.batch_size": _at_least(1),
@@ -285,12 +286,13 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
         if value != off and not null_class:
             yield f"{field} = {value!r}: must be {off}, or set config.model.null_class=True"
     loss, variance = config.diffusion.loss, config.diffusion.variance
-    if loss == "simple" and variance != "fixed":
+    learns_variance = loss in ("hybrid", "vlb")
+    if not learns_variance and variance != "fixed":
         yield (
-            f"diffusion.loss = 'simple': must be 'hybrid' or 'vlb' to train the variance of "
+            f"diffusion.loss = {loss!r}: must be 'hybrid' or 'vlb' to train the variance of "
             f"config.diffusion.variance = {variance!r}"
         )
-    if loss != "simple" and variance == "fixed":
+    if learns_variance and variance == "fixed":
         yield f"diffusion.loss = {loss!r}: needs config.diffusion.variance='learned_range'"
     for name in config.ema:
         if not name.isidentifier() or name == "params":

@@ -56,12 +56,12 @@ def test_step_is_adams_and_metrics_are_sums_of_the_window():
     losses = []
 
     def exact_loss(p, b):
-        return ToyTask(0.0).loss(p, b, jax.random.key(0))[0]
+        return ToyTask(0.0).loss(p, {}, b, jax.random.key(0))[0]
 
     for i in range(6):
         b = batch(i)
         loss, grads = jax.value_and_grad(
-            lambda p, b=b: ToyTask(0.0).loss(p, b, jax.random.key(0))[0]
+            lambda p, b=b: ToyTask(0.0).loss(p, {}, b, jax.random.key(0))[0]
         )(params)
         updates, moments = optimizer.update(grads, moments)
         params = optax.apply_updates(params, updates)

@@ -9,9 +9,13 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 import diffusion
+import input_pipeline
 import models
 from training import sampler
 from training.components import build, construct
+
+# Where parameters that the objective learns (of schedule and weight) stand beside the network's.
+OBJECTIVE = "objective"
 
 
 class DiffusionTask:
@@ -47,7 +51,17 @@ class DiffusionTask:
             ),
             loss=settings.loss,
             variance=settings.variance,
+            uncertainty=diffusion.Uncertainty(settings.uncertainty_channels)
+            if settings.uncertainty_channels
+            else None,
         )
+        self.augment = None
+        if config.data.device_augmentation:
+            self.augment = build(
+                input_pipeline.DEVICE_AUGMENTATIONS,
+                config.data.device_augmentation,
+                "config.data.device_augmentation",
+            )
         model = config.model.to_dict()
         self.network = construct(
             models.MODELS,
@@ -68,8 +82,18 @@ class DiffusionTask:
         return spec
 
     def init(self, rng: Key[Array, ""]) -> dict:
-        """Fresh parameters of the network."""
-        return self.network.init(rng)
+        """Fresh parameters: the network's, and under `OBJECTIVE` what the objective learns."""
+        learned = self.objective.init(jax.random.fold_in(rng, 1))
+        return self.network.init(rng) | ({OBJECTIVE: learned} if learned else {})
+
+    def init_state(self) -> dict:
+        """The time sampler's memory."""
+        return self.objective.init_state()
+
+    def split(self, params: Mapping) -> tuple[dict, dict]:
+        """(the network's parameters, what the objective learned)."""
+        weights = {name: value for name, value in params.items() if name != OBJECTIVE}
+        return weights, params.get(OBJECTIVE, {})
 
     def condition(self, batch: Mapping, rng: Key[Array, ""]) -> dict | None:
         """What the network is told of each image; labels are dropped at the configured rate."""
@@ -82,21 +106,22 @@ class DiffusionTask:
         return {"label": label}
 
     def loss(
-        self, params, batch: Mapping, rng: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        self, params, state: dict, batch: Mapping, rng: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], dict]]:
         """Mean of the objective over the batch."""
         noise_rng, label_rng, dropout_rng = jax.random.split(rng, 3)
+        weights, learned = self.split(params)
 
         def network(x, time, condition):
-            return self.network.apply(params, x, time, condition, dropout_key=dropout_rng)
+            return self.network.apply(weights, x, time, condition, dropout_key=dropout_rng)
 
-        loss, metrics = self.objective(
-            network,
-            diffusion.to_model(batch["image"]),
-            self.condition(batch, label_rng),
-            noise_rng,
-        )
-        return loss.mean(), {name: value.mean() for name, value in metrics.items()}
+        images, condition = diffusion.to_model(batch["image"]), self.condition(batch, label_rng)
+        if self.augment is not None:
+            images, labels = self.augment(images, jax.random.fold_in(rng, 3))
+            condition = (condition or {}) | {"augment": labels}
+        result = self.objective(network, images, condition, noise_rng, learned, state)
+        metrics = {name: value.mean() for name, value in result.metrics.items()}
+        return result.loss.mean(), (metrics, result.state)
 
     def preview(self, params, rng: Key[Array, ""]) -> Float[Array, "count height width channels"]:
         """Samples by the configured sampler."""
