@@ -30,21 +30,28 @@ def check_variant(file: str, variant: str, allowed: Sequence[str]) -> None:
     )
 
 
-def smoke(config: ConfigDict, num_classes: int = 0) -> None:
-    """Cuts an image config down to a minute on a CPU: small network, few steps, generated data."""
+def smoke(config: ConfigDict, **model) -> None:
+    """Cuts an image config down to a minute on a CPU: small network, few steps, generated data.
+
+    `model` are the fields of the small network; by default those of a small U-Net. Where the
+    config has classes they are the 36 of the generated data.
+    """
     config.data.update(source="shapes(size=32, split='train')", image_size=32, workers=0)
-    config.model.update(
-        channels=32,
-        channel_mult=(1, 2, 2),
-        num_res_blocks=1,
-        attention_resolutions=(8,),
-        num_classes=num_classes or config.model.num_classes,
-    )
+    small_unet = {
+        "channels": 32,
+        "channel_mult": (1, 2, 2),
+        "num_res_blocks": 1,
+        "attention_resolutions": (8,),
+    }
+    config.model.update(model or small_unet)
+    config.model.dtype = "float32"
+    if config.model.num_classes:
+        config.model.num_classes = 36
     config.train.update(steps=20, batch_size=16)
     config.optimizer.warmup_steps = 5
     config.checkpoint.every = 10
     config.log.update(every=5, preview_every=20, preview_count=4)
-    config.sample.update(grid="respaced", steps=5, count=8, batch_size=4)
+    config.sample.update(steps=5, count=8, batch_size=4)
 
 
 def get_config(variant: str = "") -> ConfigDict:
