@@ -3,8 +3,8 @@
     python main.py --config=configs/cifar10_edm.py --workdir=runs/cifar10_edm
     python main.py --config=configs/cifar10_edm.py:ncsnpp --workdir=runs/cifar10_edm_ncsnpp
 
-DDPM++ of 55.7M parameters (`:ncsnpp`: NCSN++ of 56.4M) under EDM's preconditioning, its loss and the
-non-leaky augmentation; 200M images at batch 512. The paper reports FID 1.97 (NCSN++ 1.98) for
+DDPM++ of 55.7M parameters (`:ncsnpp`: NCSN++ of 56.4M) under EDM's preconditioning, its loss and
+the non-leaky augmentation; 200M images at batch 512. The paper reports FID 1.97 (NCSN++ 1.98) for
 unconditional sampling with 18 Heun steps. `:conditional` adds the classes: FID 1.79.
 
 The authors sum the loss over pixels where it is averaged here: that is another eps of Adam.

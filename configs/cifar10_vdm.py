@@ -2,9 +2,9 @@
 
     python main.py --config=configs/cifar10_vdm.py --workdir=runs/cifar10_vdm
 
-A U-Net without down-sampling, Fourier features of the pixels, a learned noise schedule, the bound of
-continuous time as the loss; 10M steps at batch 128. The paper reports 2.65 bits/dim on the test set.
-The sum of the three `*_bits` metrics is that bound on the training data.
+A U-Net without down-sampling, Fourier features of the pixels, a learned noise schedule, the bound
+of continuous time as the loss; 10M steps at batch 128. The paper reports 2.65 bits/dim on the test
+set. The sum of the three `*_bits` metrics is that bound on the training data.
 
 The authors scale pixels to (v + 1/2) / 128 - 1; here they are v / 127.5 - 1.
 

@@ -7,8 +7,8 @@
 
     python main.py --mode=sample --workdir=... --config.sample.ema="posthoc(std=0.075)"
 
-`:xs` is EDM2-XS (124.7M). Needs accelerators. The data is TFDS's `imagenet2012`, or a folder with one
-sub-folder a class.
+`:xs` is EDM2-XS (124.7M). Needs accelerators. The data is TFDS's `imagenet2012`, or a folder with
+one sub-folder a class.
 
 `:smoke` runs on a CPU in about a minute: a small network, and generated shapes for ImageNet.
 """
