@@ -4,13 +4,17 @@
         --steps=20 --json=out.json
 
 Compiling is timed apart. Each step is waited for, so the percentiles are those of single steps.
+
+    --against=diffusers [--peer-python=/path/to/python] [--peer-modes=eager,compile]
+
+trains the same network in PyTorch beside it, step by step in turn, and gives the ratios.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +23,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import models
+from benchmarks import diffusers_job, peer
 from training import command_line, components, flops, run
 from training.components import ConfigError
 from training.config import freeze, validate
@@ -35,6 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", required=True, help="file.py or file.py:variant")
     parser.add_argument("--steps", type=int, default=20, help="steps to time")
     parser.add_argument("--json", help="file for the result")
+    peer.add_flags(parser)
     flags = parser.parse_args(rest)
     if flags.steps < 1:
         parser.error(f"--steps={flags.steps}: must be at least 1")
@@ -43,8 +49,10 @@ def main(arguments: Sequence[str]) -> None:
         command_line.override(config, overrides)
         validate(config)
         components.check(config)
-        result = measure(freeze(config), flags.steps)
-    except ConfigError as error:
+        config = freeze(config)
+        jobs = {mode: diffusers_job.train_job(config, mode) for mode in peer.modes(flags)}
+        result = measure(config, flags.steps, jobs, flags.peer_python)
+    except (ConfigError, peer.PeerError) as error:
         parser.error(str(error))
     result = {"config": flags.config, "overrides": overrides} | result
     print(table(result))
@@ -52,8 +60,13 @@ def main(arguments: Sequence[str]) -> None:
         atomic_write(epath.Path(flags.json), (json.dumps(result, indent=2) + "\n").encode())
 
 
-def measure(config: Any, steps: int) -> dict[str, Any]:
-    """Times `steps` training steps of a config; JSON values, seconds and bytes."""
+def measure(
+    config: Any, steps: int, jobs: Mapping[str, Mapping] | None = None, python: str = ""
+) -> dict[str, Any]:
+    """Times `steps` training steps of a config; JSON values, seconds and bytes.
+
+    jobs, python: of the peers to time in turn with it, by name; see `peer.against`.
+    """
     start = time.perf_counter()
     built = run.build(config)
     lowered = built.train_step.lower(built.abstract_state, built.batch_spec)
@@ -62,16 +75,21 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
     compiled = time.perf_counter()
 
     state, batch = built.init_state(), synthetic_batch(built.batch_spec)
-    seconds = []
-    for _ in range(_WARM_UP + steps):
+    parameters = models.count_parameters(built.abstract_state.params)
+
+    def step() -> float:
+        nonlocal state
         before = time.perf_counter()
         state = jax.block_until_ready(train_step(state, batch))
-        seconds.append(time.perf_counter() - before)
-    p10, median, p90 = np.percentile(seconds[_WARM_UP:], (10, 50, 90)).tolist()
+        return time.perf_counter() - before
 
+    with peer.against(jobs or {}, python, parameters) as peers:
+        seconds = peer.interleave({"ours": step} | peers, steps, _WARM_UP)
+    times = peer.percentiles(seconds["ours"], "step_seconds")
+    median = times["step_seconds_median"]
     count, devices = model_flops(config, built), built.mesh.size
     return {
-        "parameters": models.count_parameters(built.abstract_state.params),
+        "parameters": parameters,
         "batch_size": config.train.batch_size,
         "accumulate": config.train.accumulate,
         "dtype": config.model.dtype,
@@ -79,14 +97,13 @@ def measure(config: Any, steps: int) -> dict[str, Any]:
         "trace_seconds": traced - start,
         "compile_seconds": compiled - traced,
         "steps": steps,
-        "step_seconds_p10": p10,
-        "step_seconds_median": median,
-        "step_seconds_p90": p90,
+        **times,
         "images_per_second": config.train.batch_size / median,
         "flops_per_step": count,
         "flops_per_second": count / median,
         "mfu": flops.mfu(count, median, devices, config.model.dtype, config.log.peak_flops),
         **flops.peak_memory(),
+        "against": peer.compare(seconds["ours"], peers, seconds),
         "provenance": provenance(),
     }
 
@@ -133,6 +150,7 @@ def table(result: dict[str, Any]) -> str:
         "MFU": "unknown peak (--config.log.peak_flops)" if mfu is None else f"{100 * mfu:.1f} %",
         memory.removesuffix("_bytes").replace("_", " "): f"{result[memory] / 2**20:,.0f} MiB",
     }
+    rows |= peer.rows(result["against"])
     return "\n".join(f"{name:<18}{value}" for name, value in rows.items())
 
 
