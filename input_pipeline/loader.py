@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -58,33 +58,68 @@ class Stream:
         rows = self.batch_size // self.process_count
         first = k * self.batch_size + self.process_index * rows
         positions = range(first, min(first + rows, self.positions))
-        examples, skipped = [], []
+        skipped = []
         # A process beyond the end of a partial last batch takes the form of its rows from row 0.
-        for position in positions or [0]:
-            examples.append(self._example(position, skipped))
-        batch = {
-            field: np.stack([example[field] for example in examples])[: len(positions)]
-            for field in self.fields
-        }
+        batch = self._rows(positions or range(1), skipped)
+        batch = {field: values[: len(positions)] for field, values in batch.items()}
         if self.on_bad_image == "skip":
             batch[_SKIPPED] = np.array(skipped, dtype=np.str_)
         return batch
 
-    def _index(self, position: int) -> int:
-        epoch, index = divmod(position, len(self.source))
-        if not self.shuffle:
-            return index
-        return grain.experimental.index_shuffle(
-            index, max_index=len(self.source) - 1, seed=_epoch_seed(self.seed, epoch), rounds=4
-        )
+    def _rows(self, positions: Sequence[int], skipped: list[str]) -> dict[str, np.ndarray]:
+        indices = self.source.order(positions, self.seed, self.shuffle)
+        images = None
+        if "image" in self.fields:
+            shape = (len(indices), self.image_size, self.image_size, self.channels)
+            images = np.empty(shape, np.uint8)
+        others = {field: [] for field in self.fields if field != "image"}
+        generators = self._generators(positions)
+        for row, example in enumerate(self._examples(indices, skipped)):
+            if images is not None:
+                image = example["image"]
+                if self.augmentations:
+                    rng = next(generators)
+                    for augment in self.augmentations:
+                        image = augment(image, rng)
+                images[row] = image
+            for field, values in others.items():
+                values.append(example[field])
+        batch = {"image": images}
+        for field, values in others.items():
+            batch[field] = np.asarray(values, np.int32 if field == "label" else None)
+        return {field: batch[field] for field in self.fields}
 
-    def _example(self, position: int, skipped: list[str]) -> dict:
-        index = self._index(position)
+    def _generators(self, positions: Sequence[int]) -> Iterator[np.random.Generator]:
+        """For each position a generator of its own; valid until the next one is asked for."""
+        bits = np.random.Philox(key=(self.seed, 0))
+        generator, start = np.random.Generator(bits), bits.state
+        for position in positions:
+            # Like Philox(key=(seed, position)), in a fifth of the time.
+            start["state"]["key"][1] = position
+            bits.state = start
+            yield generator
+
+    def _examples(self, indices: Sequence[int], skipped: list[str]) -> Iterator[dict]:
+        """The examples with their images decoded, and others in place of the bad ones."""
+        try:
+            examples = self.source.examples(indices, self.fields)
+        except BadImageError:  # of one of them; it is found one by one
+            examples = [None] * len(indices)
+        for index, example in zip(indices, examples, strict=True):
+            yield self._decoded(index, example, skipped)
+
+    def _decoded(self, index: int, example: dict | None, skipped: list[str]) -> dict:
         for offset in range(len(self.source)):
             candidate = (index + offset) % len(self.source)
             try:
-                return self._load(candidate, position)
+                if example is None:
+                    example = self.source.example(candidate, self.fields)
+                if "image" in self.fields:
+                    image = to_array(example["image"], self.image_size, self.channels)
+                    example = {**example, "image": image}
+                return example
             except BadImageError as error:
+                example = None
                 bad = f"{self.source.describe(candidate)}: {error}"
                 if self.on_bad_image == "raise":
                     raise BadImageError(
@@ -93,18 +128,6 @@ class Stream:
                     ) from error
                 skipped.append(bad)
         raise BadImageError(f"not one image of {self.source.name} can be decoded; the last: {bad}")
-
-    def _load(self, index: int, position: int) -> dict:
-        example = dict(self.source.example(index, self.fields))
-        image = to_array(example["image"], self.image_size, self.channels)
-        if self.augmentations:
-            rng = np.random.Generator(np.random.Philox(key=(self.seed, position)))
-            for augment in self.augmentations:
-                image = augment(image, rng)
-        example["image"] = image
-        if "label" in example:
-            example["label"] = np.int32(example["label"])
-        return example
 
 
 class Loader:
@@ -272,12 +295,6 @@ def make_loader(
         on_bad_image,
     )
     return Loader(stream, workers)
-
-
-@functools.cache
-def _epoch_seed(seed: int, epoch: int) -> int:
-    # Hashed, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
 def _end_with_parent(worker_index: int, worker_count: int) -> None:
