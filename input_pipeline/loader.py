@@ -8,10 +8,7 @@ the place in the stream is the one number k.
 
 import dataclasses
 import functools
-import multiprocessing.connection
-import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,7 +16,8 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from input_pipeline.images import BadImageError, to_array
+from input_pipeline.decoder import Decoder
+from input_pipeline.processes import end_with_parent
 from input_pipeline.sources.base import Source, check_name
 
 # Batches read ahead: by each thread of this process, or by each worker process.
@@ -32,18 +30,19 @@ _SKIPPED = "_skipped"
 class Stream:
     """Random access to one process's rows of every global batch; what workers are sent."""
 
-    source: Source
-    image_size: int
-    channels: int
+    decoder: Decoder
     batch_size: int
     seed: int
     shuffle: bool
     augmentations: Sequence[Callable]
-    fields: Sequence[str]
     epochs: int | None
     process_index: int
     process_count: int
-    on_bad_image: str
+
+    @property
+    def source(self) -> Source:
+        """Where the examples come from."""
+        return self.decoder.source
 
     @property
     def positions(self) -> int:
@@ -62,20 +61,18 @@ class Stream:
         # A process beyond the end of a partial last batch takes the form of its rows from row 0.
         batch = self._rows(positions or range(1), skipped)
         batch = {field: values[: len(positions)] for field, values in batch.items()}
-        if self.on_bad_image == "skip":
+        if self.decoder.on_bad_image == "skip":
             batch[_SKIPPED] = np.array(skipped, dtype=np.str_)
         return batch
 
     def _rows(self, positions: Sequence[int], skipped: list[str]) -> dict[str, np.ndarray]:
         indices = self.source.order(positions, self.seed, self.shuffle)
-        images = None
-        if "image" in self.fields:
-            shape = (len(indices), self.image_size, self.image_size, self.channels)
-            images = np.empty(shape, np.uint8)
-        others = {field: [] for field in self.fields if field != "image"}
+        fields, size = self.decoder.fields, self.decoder.image_size
+        images = np.empty((len(indices), size, size, self.decoder.channels), np.uint8)
+        others = {field: [] for field in fields if field != "image"}
         generators = self._generators(positions)
-        for row, example in enumerate(self._examples(indices, skipped)):
-            if images is not None:
+        for row, example in enumerate(self.decoder(indices, skipped)):
+            if "image" in fields:
                 image = example["image"]
                 if self.augmentations:
                     rng = next(generators)
@@ -87,7 +84,7 @@ class Stream:
         batch = {"image": images}
         for field, values in others.items():
             batch[field] = np.asarray(values, np.int32 if field == "label" else None)
-        return {field: batch[field] for field in self.fields}
+        return {field: batch[field] for field in fields}
 
     def _generators(self, positions: Sequence[int]) -> Iterator[np.random.Generator]:
         """For each position a generator of its own; valid until the next one is asked for."""
@@ -98,36 +95,6 @@ class Stream:
             start["state"]["key"][1] = position
             bits.state = start
             yield generator
-
-    def _examples(self, indices: Sequence[int], skipped: list[str]) -> Iterator[dict]:
-        """The examples with their images decoded, and others in place of the bad ones."""
-        try:
-            examples = self.source.examples(indices, self.fields)
-        except BadImageError:  # of one of them; it is found one by one
-            examples = [None] * len(indices)
-        for index, example in zip(indices, examples, strict=True):
-            yield self._decoded(index, example, skipped)
-
-    def _decoded(self, index: int, example: dict | None, skipped: list[str]) -> dict:
-        for offset in range(len(self.source)):
-            candidate = (index + offset) % len(self.source)
-            try:
-                if example is None:
-                    example = self.source.example(candidate, self.fields)
-                if "image" in self.fields:
-                    image = to_array(example["image"], self.image_size, self.channels)
-                    example = {**example, "image": image}
-                return example
-            except BadImageError as error:
-                example = None
-                bad = f"{self.source.describe(candidate)}: {error}"
-                if self.on_bad_image == "raise":
-                    raise BadImageError(
-                        f"cannot decode {bad}; mend or remove it, or set on_bad_image='skip' to "
-                        "take the next image in its place"
-                    ) from error
-                skipped.append(bad)
-        raise BadImageError(f"not one image of {self.source.name} can be decoded; the last: {bad}")
 
 
 class Loader:
@@ -213,7 +180,7 @@ class Loader:
                 # Grain hands its flags to the workers; programs without absl have none to parse.
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(self._workers, _READ_AHEAD)
-            batches = batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
+            batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
         return iter(batches)
 
     def _note_skipped(self, bad_images: list[str]) -> None:
@@ -280,29 +247,19 @@ def make_loader(
     if fields is None:
         fields = ("image", "label") if source.num_classes else ("image",)
     source.require(fields)
+    decoder = Decoder(source, image_size, channels, tuple(fields), on_bad_image)
     stream = Stream(
-        source,
-        image_size,
-        channels,
+        decoder,
         batch_size,
         seed,
         shuffle,
         tuple(augmentations),
-        tuple(fields),
         epochs,
         process_index,
         process_count,
-        on_bad_image,
     )
     return Loader(stream, workers)
 
 
-def _end_with_parent(worker_index: int, worker_count: int) -> None:
-    """Makes a worker process end when the training process does, even by SIGKILL."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
+def _start_worker(worker_index: int, worker_count: int) -> None:
+    end_with_parent()

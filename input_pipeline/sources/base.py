@@ -12,8 +12,8 @@ class Source(abc.ABC):
     """Examples by index.
 
     An example is a dict with `image` (uint8 [height, width, channels], or the bytes of an image
-    file) and, as `fields` tells, `label` (int), `caption` (str), other scalars and arrays. A source is
-    sent to worker processes, so it is picklable, and what it has open it opens again there.
+    file) and, as `fields` tells, `label` (int), `caption` (str), other scalars and arrays. A source
+    is sent to worker processes, so it is picklable, and what it has open it opens again there.
 
     Attributes:
         name: the source as it is written in a config, for messages.
