@@ -5,10 +5,19 @@ from input_pipeline.device import device_batches
 from input_pipeline.loader import make_loader
 from input_pipeline.sources.digits import digits
 from input_pipeline.sources.folder import folder
+from input_pipeline.sources.mixture import mixture
+from input_pipeline.sources.records import records
 from input_pipeline.sources.shapes import shapes
 from input_pipeline.sources.tfds import tfds
 
-SOURCES = {"digits": digits, "folder": folder, "shapes": shapes, "tfds": tfds}
+SOURCES = {
+    "digits": digits,
+    "folder": folder,
+    "mixture": mixture,
+    "records": records,
+    "shapes": shapes,
+    "tfds": tfds,
+}
 AUGMENTATIONS = {"flip": flip}
 DEVICE_AUGMENTATIONS = {}
 
