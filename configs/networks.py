@@ -35,6 +35,17 @@ def unet() -> ConfigDict:
             # row of the table stands for "no label" (classifier-free guidance).
             "num_classes": 0,
             "null_class": False,
+            # Tokens that the attention layers read, such as an encoded text, of width context_dim:
+            # 'none'; 'kv' (keys and values beside those of the image: GLIDE, DALL-E 2); 'cross'
+            # (transformer blocks with cross-attention: latent diffusion).
+            "context": "none",
+            "context_dim": 0,
+            # With 'cross': blocks of each attention. One number, or one a level, finest first.
+            "transformer_depth": (1,),
+            # Width of a vector that is added to the embedding of time; 0: none.
+            "embedding_dim": 0,
+            # The network sees sin and cos of 2^n pi x too, for each n here. VDM has (7, 8).
+            "fourier_features": (),
             # Attention kernel: 'xla', or 'cudnn' for flash attention on NVIDIA GPUs.
             "attention": "xla",
             # Recompute each block's activations in the backward pass: less memory, more time.
