@@ -56,5 +56,77 @@ def unet() -> ConfigDict:
     )
 
 
+def song_unet() -> ConfigDict:
+    """Fields of DDPM++ and NCSN++ (`models.song_unet.SongUNetConfig`).
+
+    The defaults are EDM's DDPM++ for CIFAR-10. NCSN++ is time_embedding 'fourier', encoder
+    'residual' and resample_filter (1, 3, 3, 1).
+    """
+    return ConfigDict(
+        {
+            "name": "song_unet",
+            # Width of the first convolution, and the factor of it at each level, finest first.
+            "channels": 128,
+            "channel_mult": (2, 2, 2),
+            # Residual blocks at each level of the encoder; the decoder has one more.
+            "num_res_blocks": 4,
+            # Feature resolutions in pixels whose encoder blocks, and last decoder block, attend.
+            "attention_resolutions": (16,),
+            "dropout": 0.13,
+            # 'positional' (sinusoids of `channels`) or 'fourier' (random frequencies of scale 16,
+            # twice as many).
+            "time_embedding": "positional",
+            # 'residual' adds a pyramid of the input to each level of the encoder.
+            "encoder": "standard",
+            # Low-pass filter of up- and downsampling: (1, 1) or (1, 3, 3, 1).
+            "resample_filter": (1, 1),
+            **_edm_conditions(),
+            **_computation(),
+        }
+    )
+
+
+def dhariwal_unet() -> ConfigDict:
+    """Fields of EDM's ADM (`models.dhariwal_unet.DhariwalUNetConfig`), as for ImageNet-64."""
+    return ConfigDict(
+        {
+            "name": "dhariwal_unet",
+            # As in `song_unet`, but every decoder block of an attention resolution attends.
+            "channels": 192,
+            "channel_mult": (1, 2, 3, 4),
+            "num_res_blocks": 3,
+            "attention_resolutions": (32, 16, 8),
+            # Channels of an attention head.
+            "head_channels": 64,
+            "dropout": 0.1,
+            **_edm_conditions(),
+            **_computation(),
+        }
+    )
+
+
+def _edm_conditions() -> dict:
+    return {
+        # Classes the network is conditioned on; 0: unconditional. With null_class, the label
+        # num_classes stands for "no label", which is a vector of zeros and no row of the table.
+        "num_classes": 0,
+        "null_class": False,
+        # Numbers that tell the network how an image was augmented: 9 for `edm` of
+        # `input_pipeline.DEVICE_AUGMENTATIONS`, as in EDM's training; 0: it is not told.
+        "augment_dim": 0,
+    }
+
+
+def _computation() -> dict:
+    return {
+        # Attention kernel: 'xla', or 'cudnn' for flash attention on NVIDIA GPUs.
+        "attention": "xla",
+        # Recompute each block's activations in the backward pass: less memory, more time.
+        "remat": False,
+        # Type of the computation ('float32' or 'bfloat16'); parameters stay float32.
+        "dtype": "float32",
+    }
+
+
 # By `config.model.name`.
-FIELDS = {"unet": unet}
+FIELDS = {"unet": unet, "song_unet": song_unet, "dhariwal_unet": dhariwal_unet}
