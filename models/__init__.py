@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+from models.dit import DiTConfig, make_dit
+from models.edm2_unet import EDM2UNetConfig, make_edm2_unet
 from models.functional import Network, count_parameters
 from models.unet import UNetConfig, make_unet
 
@@ -33,4 +35,8 @@ def _maker(settings: type, make: Callable[[Any], Network]) -> Callable[..., Netw
     return build
 
 
-MODELS: dict[str, Callable[..., Network]] = {"unet": _maker(UNetConfig, make_unet)}
+MODELS: dict[str, Callable[..., Network]] = {
+    "unet": _maker(UNetConfig, make_unet),
+    "edm2_unet": _maker(EDM2UNetConfig, make_edm2_unet),
+    "dit": _maker(DiTConfig, make_dit),
+}
