@@ -105,6 +105,75 @@ def dhariwal_unet() -> ConfigDict:
     )
 
 
+def edm2_unet() -> ConfigDict:
+    """Fields of EDM2's U-Net (`models.edm2_unet.EDM2UNetConfig`); the defaults are EDM2-S.
+
+    The paper's sizes differ in `channels` and `dropout` only: XXS 64, XS 128, S 192 without
+    dropout; M 256, L 320, XL 384, XXL 448 with 0.1. Its images are 3 x 64 x 64 (ImageNet-64) or
+    latents of 4 x 64 x 64 (ImageNet-512). It goes with the parameterization 'edm' and with an
+    optimizer that normalizes the weights after each step.
+    """
+    return ConfigDict(
+        {
+            "name": "edm2_unet",
+            # Width of the first level, and the factor of it at each level, finest first.
+            "channels": 192,
+            "channel_mult": (1, 2, 3, 4),
+            # Blocks at each level of the encoder; the decoder has one more.
+            "num_blocks": 3,
+            # Feature resolutions in pixels that get self-attention.
+            "attention_resolutions": (16, 8),
+            "channels_per_head": 64,
+            # Shares in sums and concatenations, from 0 (all of the first) to 1 (all of the
+            # second): noise level and label, main path and skip, shortcut and residual branch,
+            # main path and attention.
+            "label_balance": 0.5,
+            "concat_balance": 0.5,
+            "res_balance": 0.3,
+            "attn_balance": 0.3,
+            # Activations are clipped to [-clip_act, clip_act] after each block.
+            "clip_act": 256.0,
+            "dropout": 0.0,
+            # Classes the network is conditioned on; 0: unconditional. With null_class, the label
+            # num_classes means "no label": a vector of zeros.
+            "num_classes": 1000,
+            "null_class": False,
+            **_computation(),
+        }
+    )
+
+
+def dit() -> ConfigDict:
+    """Fields of DiT (`models.dit.DiTConfig`); the defaults are DiT-XL/2 for 4 x 32 x 32 latents.
+
+    The paper's sizes, each with patch_size 2, 4 or 8:
+
+        size  hidden_size  depth  num_heads
+        S             384     12          6
+        B             768     12         12
+        L            1024     24         16
+        XL           1152     28         16
+    """
+    return ConfigDict(
+        {
+            "name": "dit",
+            # Side in pixels of the squares that become tokens.
+            "patch_size": 2,
+            # Channels of a token, number of blocks, attention heads.
+            "hidden_size": 1152,
+            "depth": 28,
+            "num_heads": 16,
+            # Width of the MLP's hidden layer over hidden_size.
+            "mlp_ratio": 4.0,
+            # Classes the network is conditioned on; 0: unconditional. With null_class, one more
+            # row of the table stands for "no label" (classifier-free guidance).
+            "num_classes": 1000,
+            "null_class": True,
+            **_computation(),
+        }
+    )
+
+
 def _edm_conditions() -> dict:
     return {
         # Classes the network is conditioned on; 0: unconditional. With null_class, the label
@@ -129,4 +198,10 @@ def _computation() -> dict:
 
 
 # By `config.model.name`.
-FIELDS = {"unet": unet, "song_unet": song_unet, "dhariwal_unet": dhariwal_unet}
+FIELDS = {
+    "unet": unet,
+    "song_unet": song_unet,
+    "dhariwal_unet": dhariwal_unet,
+    "edm2_unet": edm2_unet,
+    "dit": dit,
+}
