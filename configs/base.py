@@ -70,6 +70,11 @@ def get_config(variant: str = "") -> ConfigDict:
     data.image_size = 8
     # 1 (grey) or 3 (RGB).
     data.channels = 1
+    # What is modelled: 'image', or the name of an array [image_size, image_size, channels] that the
+    # source has for each example, such as latents of an autoencoder. Those are multiplied by scale;
+    # images are brought to [-1, 1] without it.
+    data.field = "image"
+    data.scale = 1.0
     # Random changes of each training image, in order, of `input_pipeline.AUGMENTATIONS`: ('flip',).
     data.augmentations = ()
     # The same on the device, with labels that the network is told (model.augment_dim), of

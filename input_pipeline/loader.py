@@ -68,8 +68,11 @@ class Stream:
     def _rows(self, positions: Sequence[int], skipped: list[str]) -> dict[str, np.ndarray]:
         indices = self.source.order(positions, self.seed, self.shuffle)
         fields, size = self.decoder.fields, self.decoder.image_size
-        images = np.empty((len(indices), size, size, self.decoder.channels), np.uint8)
         others = {field: [] for field in fields if field != "image"}
+        batch = {}
+        if "image" in fields:
+            shape = len(indices), size, size, self.decoder.channels
+            images = batch["image"] = np.empty(shape, np.uint8)
         generators = self._generators(positions)
         for row, example in enumerate(self.decoder(indices, skipped)):
             if "image" in fields:
@@ -81,9 +84,9 @@ class Stream:
                 images[row] = image
             for field, values in others.items():
                 values.append(example[field])
-        batch = {"image": images}
         for field, values in others.items():
-            batch[field] = np.asarray(values, np.int32 if field == "label" else None)
+            rows = np.asarray(values, np.int32 if field == "label" else None)
+            batch[field] = rows.astype(np.float32) if rows.dtype.kind == "f" else rows
         return {field: batch[field] for field in fields}
 
     def _generators(self, positions: Sequence[int]) -> Iterator[np.random.Generator]:

@@ -51,6 +51,11 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
     """
     workdir = Workdir(directory)
     _check_trained(workdir, config)
+    if config.data.field != "image":
+        raise ConfigError(
+            f"config.data.field = {config.data.field!r}: samples of this run are latents, and the "
+            "autoencoder that makes images of them is not part of it; --mode=sample is for images"
+        )
     task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
     sampler = build_sampler(config, task)
     mesh = make_mesh(**config.mesh)

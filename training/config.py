@@ -221,7 +221,8 @@ def _one_of(*options) -> Rule:
 RULES: dict[str, Rule] = {
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1"),
     "data.image_size": _at_least(1),
-    "data.channels": _one_of(1, 3),
+    "data.channels": _at_least(1),
+    "data.scale": (lambda value: 0 < value < math.inf, "above 0"),
     "data.workers": _at_least(0),
     "data.prefetch": _at_least(1),
     "data.on_bad_image": _one_of("raise", "skip"),
@@ -272,6 +273,12 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
     """Fields that must fit each other."""
     model, train, sample = config.model, config.train, config.sample
     classes, null_class = model.get("num_classes", 0), model.get("null_class", False)
+    if config.data.field == "image" and config.data.channels not in (1, 3):
+        yield f"data.channels = {config.data.channels}: must be 1 or 3 for images"
+    if config.data.field != "image":
+        for field in ("augmentations", "device_augmentation"):
+            if config.data[field]:
+                yield f"data.{field} = {config.data[field]!r}: is for images only; leave it empty"
     if train.batch_size % train.accumulate:
         yield (
             f"train.batch_size = {train.batch_size}: must be a multiple of "
