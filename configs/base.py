@@ -183,6 +183,16 @@ def get_config(variant: str = "") -> ConfigDict:
     # Step of the checkpoint; -1: the newest.
     sample.checkpoint = -1
 
+    # `--mode=convert` writes data.source to the work directory, decoded, at data.image_size and
+    # data.channels, for `records(path=...)` to read; data.workers processes decode.
+    config.convert = convert = ConfigDict()
+    # What the examples are called there: records(path=..., split=...).
+    convert.split = "train"
+    # Number of files; 0: one for each GiB of pixels.
+    convert.shards = 0
+    # Which fields are kept, as ('image', 'caption'); (): all that the source has.
+    convert.fields = ()
+
     config.evaluate = evaluate = ConfigDict()
     # Lines of `evaluation.METRICS`, each run over the samples of the work directory.
     evaluate.metrics = ()

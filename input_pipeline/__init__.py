@@ -1,6 +1,6 @@
 """Examples from disk or generator to sharded device batches."""
 
-from input_pipeline.augment import flip
+from input_pipeline.augment import flip, random_crop
 from input_pipeline.device import device_batches
 from input_pipeline.loader import make_loader
 from input_pipeline.sources.digits import digits
@@ -18,7 +18,7 @@ SOURCES = {
     "shapes": shapes,
     "tfds": tfds,
 }
-AUGMENTATIONS = {"flip": flip}
+AUGMENTATIONS = {"flip": flip, "random_crop": random_crop}
 DEVICE_AUGMENTATIONS = {}
 
 __all__ = ["AUGMENTATIONS", "DEVICE_AUGMENTATIONS", "SOURCES", "device_batches", "make_loader"]

@@ -30,6 +30,8 @@ from input_pipeline.sources.mixture import Mixture
 from input_pipeline.sources.records import Field
 
 _SHARD_BYTES = 1 << 30
+# Of an unfinished split.
+_PLAN, _LOCK = "plan.json", "lock"
 # Records, and what was wrong with the images that others replace.
 Encoded = tuple[list[bytes], list[str]]
 # What is handed from a worker to the writer at a time.
@@ -159,10 +161,10 @@ def convert(
             "made": dict(made or {}),
         }
         records.Records(f"the conversion to {partial}", partial, info)  # checks its files
-        for part in parts:
-            part.note.unlink()
         _write_json(partial / records.INFO, info)
-    os.rename(partial, directory)
+        os.rename(partial, directory)
+    for name in (_PLAN, _LOCK, *(part.note.name for part in parts)):
+        (directory / name).unlink()
     return directory
 
 
@@ -219,9 +221,9 @@ def _write_missing(
         nonlocal done
         progress(done)
         for encoded in results:
-            yield encoded
             done += len(encoded[0])
             progress(done)
+            yield encoded
 
     with contextlib.closing(results), contextlib.closing(counted()) as chunks:
         for shard in missing:
@@ -270,21 +272,19 @@ def _cut(rows: range, parts: int) -> list[range]:
 def _claimed(partial: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
     """The directory of an unfinished split for this process alone, empty or of the same plan."""
     partial.mkdir(parents=True, exist_ok=True)
-    lock = partial / "lock"
+    lock = partial / _LOCK
     with open(lock, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FileExistsError(f"another process is converting to {partial}") from None
-        path = partial / "plan.json"
+        path = partial / _PLAN
         if not path.exists() or json.loads(path.read_text()) != plan:
             for old in partial.iterdir():
                 if old != lock:
                     old.unlink()
             _write_json(path, plan)
         yield partial
-        path.unlink()
-        lock.unlink()
 
 
 def _check_same(directory: Path, plan: Mapping[str, Any]) -> None:

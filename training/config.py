@@ -22,6 +22,7 @@ RESUMABLE = (
     "log.*",
     "checkpoint.*",
     "sample.*",
+    "convert.*",
     "evaluate.*",
     "profile",
     "data.workers",
@@ -201,7 +202,7 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
         value, kind = given[field], type(default)
         if type(value) is not kind and not (kind is float and type(value) is int):
             yield f"{field} = {value!r}: must be {TYPES[kind]}"
-    for field in ("data.augmentations", "evaluate.metrics"):
+    for field in ("data.augmentations", "convert.fields", "evaluate.metrics"):
         if any(not isinstance(item, str) for item in given[field]):
             yield f"{field} = {given[field]!r}: must be a tuple of strings"
 
@@ -259,6 +260,8 @@ RULES: dict[str, Rule] = {
     "sample.batch_size": _at_least(1),
     "sample.seed": (lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1"),
     "sample.checkpoint": (lambda value: value >= -1, "-1 (the newest) or a step"),
+    "convert.split": (str.isidentifier, "a plain name like 'train'"),
+    "convert.shards": _at_least(0),
 }
 
 

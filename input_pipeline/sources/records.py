@@ -128,12 +128,7 @@ class Records(Source):
         reader = self._readers.get(shard)
         if reader is None:
             path = self._directory / self._shards[shard]
-            try:
-                reader = ArrayRecordReader(str(path), _OPTIONS, file_reader_buffer_size=_BUFFER)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"{self.name}: {path} is damaged ({error}); copy or convert again"
-                ) from error
+            reader = ArrayRecordReader(str(path), _OPTIONS, file_reader_buffer_size=_BUFFER)
             self._readers[shard] = reader
         return reader
 
@@ -164,10 +159,16 @@ class Records(Source):
         found = [b""] * len(indices)
         for shard, within in places.items():
             reader = self._reader(shard)
-            if len(within) >= _TOGETHER:
-                records = reader.read(within)
-            else:
-                records = [reader.read(place, place + 1)[0] for place in within]
+            try:
+                if len(within) >= _TOGETHER:
+                    records = reader.read(within)
+                else:
+                    records = [reader.read(place, place + 1)[0] for place in within]
+            except (RuntimeError, IndexError) as error:
+                path = self._directory / self._shards[shard]
+                raise ValueError(
+                    f"{self.name}: {path} is damaged ({error}); copy or convert again"
+                ) from error
             for row, record in zip(rows[shard], records, strict=True):
                 found[row] = record
         return found
