@@ -64,6 +64,18 @@ def test_without_a_token_to_see_nothing_is_added(params):
     np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
+def test_norm_of_a_weak_signal(params):
+    """With blocks that add nothing what is left is x + norm(x), where eps 1e-6 is seen."""
+    silent = jax.tree.map(jnp.zeros_like, params)
+    silent["norm"]["scale"] = jnp.ones(CHANNELS)
+    silent["projection_in"]["kernel"] = silent["projection_out"]["kernel"] = jnp.eye(CHANNELS)
+    x = 1e-3 * X
+    groups = x.astype(np.float64).reshape(2, 6, 4, 4)
+    mean, variance = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
+    normal = ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape)
+    np.testing.assert_allclose(apply(silent, x, Context(SEEN)), x + normal, atol=1e-5)
+
+
 def test_bfloat16_is_close(params):
     half = jax.jit(network("bfloat16").apply)(params, jnp.asarray(X, jnp.bfloat16), Context(SEEN))
     assert half.dtype == jnp.bfloat16

@@ -17,7 +17,6 @@ CROSS = dataclasses.replace(
     SMALL,
     context="cross",
     context_dim=CONTEXT,
-    transformer_depth=(1, 2),
     num_heads=4,
     dropout=0.0,
 )
@@ -126,10 +125,14 @@ def test_bfloat16_is_close_and_gives_float32(config):
 
 
 def test_depth_is_that_of_the_level():
-    blocks = abstract(CROSS)["encoder"]["1"]["blocks"]["0"]["attention"]["blocks"]
-    assert sorted(blocks) == ["0", "1"]
-    uniform = abstract(dataclasses.replace(CROSS, transformer_depth=(2,)))
-    assert uniform == abstract(CROSS)  # only the second level has attention
+    both = {"attention_resolutions": (8, 4), "transformer_depth": (1, 2)}
+    params = abstract(dataclasses.replace(CROSS, **both))
+    depths = {"encoder": ["0", "1"], "decoder": ["1", "0"]}
+    for part, (first, second) in depths.items():
+        for level, depth in ((first, 1), (second, 2)):
+            attention = params[part][level]["blocks"]["0"]["attention"]
+            assert len(attention["blocks"]) == depth
+    assert len(params["middle"]["0"]["attention"]["blocks"]) == 2
 
 
 def test_the_vector_goes_where_time_goes():
