@@ -64,9 +64,11 @@ class SelfAttention(nnx.Module):
         self.heads, self.implementation = heads, implementation
         self.norm = GroupNorm(channels, norm_groups, norm_eps)
         self.qkv = Linear(channels, 3 * channels, init=init, dtype=dtype, parts=3)
-        self.context = None
-        if context_dim:
-            self.context = Linear(context_dim, 2 * channels, init=init, dtype=dtype, parts=2)
+        self.context = (
+            Linear(context_dim, 2 * channels, init=init, dtype=dtype, parts=2)
+            if context_dim
+            else None
+        )
         self.projection = Linear(channels, channels, init=init, dtype=dtype, zero=True)
 
     def __call__(

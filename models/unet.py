@@ -33,9 +33,8 @@ class UNet(nnx.Module):
         rows = config.num_classes + config.null_class
         normal = nnx.initializers.normal(1.0)
         self.label = nnx.Embed(rows, embedding, embedding_init=normal, rngs=rngs) if rows else None
-        self.embedding = None
-        if config.embedding_dim:
-            self.embedding = Linear(config.embedding_dim, embedding, **exact)
+        vector = config.embedding_dim
+        self.embedding = Linear(vector, embedding, **exact) if vector else None
         inputs = config.in_channels * (1 + 2 * len(config.fourier_features))
         self.conv_in = Conv(inputs, widths[0], init=config.init, dtype=config.dtype)
 
