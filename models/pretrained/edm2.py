@@ -50,7 +50,9 @@ def _names(config: EDM2UNetConfig) -> Names:
     def add(room: str, ours: str, theirs: list[str]):
         for index, name in enumerate(theirs):
             names[f"{ours}/{index}"] = f"unet.{room}.{name}"
-            names.update({f"{ours}/{index}/{a}": f"unet.{room}.{name}.{b}" for a, b in _BLOCK.items()})
+            names.update(
+                {f"{ours}/{index}/{a}": f"unet.{room}.{name}.{b}" for a, b in _BLOCK.items()}
+            )
 
     encoder, decoder = [], []
     for level, side in enumerate(config.resolutions):
