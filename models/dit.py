@@ -79,9 +79,9 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP on normalized tokens, each shifted, scaled and gated by the condition.
 
-    The condition's layer starts at zero, gates too, so at initialization the block is the identity
-    (adaLN-zero, section 3.2). All other layers start Xavier uniform, which `layers.parameters` calls
-    'ddpm', with bias zero.
+    The condition's layer starts at zero, so at initialization the gates are closed and the block
+    is the identity (adaLN-zero, section 3.2). All other layers start Xavier uniform with bias zero,
+    which `layers.parameters` calls 'ddpm'.
     """
 
     def __init__(self, config: DiTConfig):

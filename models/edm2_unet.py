@@ -26,9 +26,9 @@ Image = Float[Array, "batch height width channels"]
 
 @dataclasses.dataclass(frozen=True)
 class EDM2UNetConfig(Settings):
-    """What an EDM2 U-Net is; fields from `channels` on are those of `edm2_unet` in configs.networks.
+    """What an EDM2 U-Net is.
 
-    Fields that cannot go together raise ValueError.
+    The fields from `channels` on are those of `edm2_unet` in configs/networks.py. Fields that cannot go together raise ValueError.
     """
 
     in_channels: int
@@ -110,12 +110,13 @@ class SelfAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Residual block of encoder or decoder, then by config attention; clipped at the end.
+    """Residual block, then by config attention; clipped at the end.
 
-    decoder: the shortcut's convolution and the pixel norm of the encoder stand before the branches
-        part; a decoder has no pixel norm, and the convolution on the shortcut only.
+    decoder: False is the encoder's kind, where the convolution of the shortcut and a pixel norm
+        come before the branches part; the decoder's has the convolution on the shortcut alone and
+        no norm.
     resample: 'down' (mean of 2 x 2) or 'up' (nearest) comes first of all; None keeps the size.
-    takes_skip: whether the decoder puts a skip of the encoder beside the input; the block only says.
+    takes_skip: whether the network puts a skip beside the input; the block itself does not care.
     """
 
     def __init__(

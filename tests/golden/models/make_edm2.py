@@ -10,8 +10,9 @@ import json
 import pathlib
 import sys
 
-# The checkout first: both have a package `training`.
-sys.path[:0] = [sys.argv[1], "."]
+# The checkout comes first: both have a package `training`.
+sys.path.insert(0, ".")
+sys.path.insert(0, sys.argv[1])
 
 import numpy as np
 import torch
