@@ -13,7 +13,13 @@ from models.functional import Network, Params
 # Module path in our parameters ► name of the module in the file; several are put side by side.
 Names = Mapping[str, str | tuple[str, ...]]
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "bias": "bias",
+    "frequencies": "freqs",
+}
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
