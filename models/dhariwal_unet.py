@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from models.edm_blocks import EDMUNetConfig
-from models.edm_unet import Condition, EDMUNet, look_up
+from models.edm_unet import Condition, EDMUNet, Projection, look_up
 from models.embeddings import sinusoidal
 from models.functional import Network, functional
 
@@ -61,22 +61,21 @@ class DhariwalUNet(EDMUNet):
 
     def __init__(self, config: DhariwalUNetConfig, *, rngs: nnx.Rngs):
         super().__init__(config, config.channels)
-        shape = (config.num_classes, 4 * config.channels)
+        classes, augment, width = config.num_classes, config.augment_dim, config.channels
         normal = nnx.initializers.normal(1.0)
-        self.label = nnx.Param(normal(rngs.params(), shape)) if config.num_classes else None
-        shape = (config.augment_dim, config.channels)
-        self.augment = nnx.Param(jnp.zeros(shape)) if config.augment_dim else None
+        rows = nnx.Param(normal(rngs.params(), (classes, 4 * width))) if classes else None
+        self.label = Projection(rows) if classes else None
+        self.augment = Projection(nnx.Param(jnp.zeros((augment, width)))) if augment else None
 
     def embed(
         self, time: Num[Array, " batch"], condition: Condition
     ) -> Float[Array, "batch embedding"]:
         """See `EDMUNet`."""
         embedding = sinusoidal(time, self.config.channels, "adm")
-        if self.augment is not None and "augment" in (condition or {}):
-            embedding += condition["augment"] @ self.augment[...]
+        embedding = self.add_augment(embedding, condition)
         embedding = self.time2(jax.nn.silu(self.time1(embedding)))
         if self.label is not None:
-            embedding += look_up(self.label[...], condition["label"], self.config.null_class)
+            embedding += look_up(self.label.kernel[...], condition["label"], self.config.null_class)
         return jax.nn.silu(embedding)
 
 

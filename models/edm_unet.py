@@ -12,6 +12,17 @@ from models.layers import Linear
 Condition = dict[str, Shaped[Array, "batch ..."]] | None
 
 
+class Projection(nnx.Module):
+    """Dense layer without a bias, float32."""
+
+    def __init__(self, kernel: nnx.Param):
+        self.kernel = kernel
+
+    def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
+        """x times the kernel."""
+        return x @ self.kernel[...]
+
+
 class Level(nnx.Module):
     """The way from the resolution before, the pyramid's step with it, and the blocks of this one.
 
@@ -24,6 +35,8 @@ class Level(nnx.Module):
 
 class EDMUNet(nnx.Module):
     """All of a U-Net but the embedding, which a subclass gives as `embed`.
+
+    A subclass has `augment`, a Projection to the sinusoids of time or None.
 
     In the encoder the first convolution, every resampling and every block leave a skip, which
     the decoder's blocks take in turn, last first, beside their input.
@@ -130,6 +143,14 @@ class EDMUNet(nnx.Module):
             for block in level.blocks:
                 h = run(block, jnp.concatenate([h, skips.pop()], axis=-1))
         return self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32))))
+
+    def add_augment(
+        self, embedding: Float[Array, "batch channels"], condition: Condition
+    ) -> Float[Array, "batch channels"]:
+        """The sinusoids of time with what `condition` says of augmentation."""
+        if self.augment is None or "augment" not in (condition or {}):
+            return embedding
+        return embedding + self.augment(condition["augment"])
 
     def _check(self, condition: Condition) -> None:
         config, given = self.config, set(condition or ())

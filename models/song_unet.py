@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from models.edm_blocks import EDMUNetConfig, xavier
-from models.edm_unet import Condition, EDMUNet, look_up
+from models.edm_unet import Condition, EDMUNet, Projection, look_up
 from models.embeddings import sinusoidal
 from models.functional import Network, functional
 from models.layers import Linear
@@ -83,7 +83,7 @@ class SongUNet(EDMUNet):
         self.fourier = Fourier(width, 16.0, rngs) if fourier else None
         classes, augment = config.num_classes, config.augment_dim
         self.label = Linear(classes, width, init="ddpm", dtype="float32") if classes else None
-        self.augment = xavier((augment, width)) if augment else None
+        self.augment = Projection(xavier((augment, width))) if augment else None
 
     def embed(
         self, time: Num[Array, " batch"], condition: Condition
@@ -99,8 +99,7 @@ class SongUNet(EDMUNet):
             table = self.label.kernel[...] * config.num_classes**0.5
             rows = look_up(table, condition["label"], config.null_class)
             embedding += rows + self.label.bias[...]
-        if self.augment is not None and "augment" in (condition or {}):
-            embedding += condition["augment"] @ self.augment[...]
+        embedding = self.add_augment(embedding, condition)
         return jax.nn.silu(self.time2(jax.nn.silu(self.time1(embedding))))
 
 

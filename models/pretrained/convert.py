@@ -18,7 +18,7 @@ _LEAVES = {
     "scale": "weight",
     "embedding": "weight",
     "bias": "bias",
-    # EDM2's.
+    # EDM's and EDM2's.
     "frequencies": "freqs",
     "phases": "phases",
     "gain": "emb_gain",
