@@ -59,8 +59,7 @@ def unet() -> ConfigDict:
 def song_unet() -> ConfigDict:
     """Fields of DDPM++ and NCSN++ (`models.song_unet.SongUNetConfig`).
 
-    The defaults are EDM's DDPM++ for CIFAR-10. NCSN++ is time_embedding 'fourier', encoder
-    'residual' and resample_filter (1, 3, 3, 1).
+    The defaults are EDM's DDPM++ for CIFAR-10; with the fields of `NCSNPP` it is NCSN++.
     """
     return ConfigDict(
         {
@@ -84,6 +83,13 @@ def song_unet() -> ConfigDict:
             **_computation(),
         }
     )
+
+
+NCSNPP = {
+    "time_embedding": "fourier",
+    "encoder": "residual",
+    "resample_filter": (1, 3, 3, 1),
+}
 
 
 def dhariwal_unet() -> ConfigDict:
