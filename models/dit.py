@@ -111,9 +111,9 @@ class DiT(nnx.Module):
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         self.config = config
         width, area = config.hidden_size, config.patch_size**2
-        # Time and output stay float32: few operations, and what is lost there is lost for all.
+        # Time, input and output stay float32: few operations, and what is lost is lost for all.
         exact = {"init": "ddpm", "dtype": "float32"}
-        self.patches = Linear(area * config.in_channels, width, init="ddpm", dtype=config.dtype)
+        self.patches = Linear(area * config.in_channels, width, **exact)
         self.time1 = Linear(_TIME_CHANNELS, width, **exact)
         self.time2 = Linear(width, width, **exact)
         for layer in (self.time1, self.time2):
@@ -143,8 +143,9 @@ class DiT(nnx.Module):
         config = self.config
         embedding = jax.nn.silu(self._embed(time, config.label(condition)))
         tokens = self.patches(_patchify(x, config.patch_size))
-        tokens += _positions(config.side, config.hidden_size).astype(tokens.dtype)
-        tokens = scan(self.blocks, tokens, embedding.astype(config.dtype), remat=config.remat)
+        tokens += _positions(config.side, config.hidden_size)
+        tokens, told = tokens.astype(config.dtype), embedding.astype(config.dtype)
+        tokens = scan(self.blocks, tokens, told, remat=config.remat)
         shift, scale = jnp.split(self.modulation_out(embedding)[:, None], 2, axis=-1)
         return _unpatchify(self.linear_out(_modulated_norm(tokens, shift, scale)), config)
 

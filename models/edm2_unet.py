@@ -28,14 +28,15 @@ Image = Float[Array, "batch height width channels"]
 class EDM2UNetConfig(Settings):
     """What an EDM2 U-Net is.
 
-    The fields from `channels` on are those of `edm2_unet` in configs/networks.py. Fields that cannot go together raise ValueError.
+    The fields from `channels` on are those of `edm2_unet` in configs/networks.py. Fields that
+    cannot go together raise ValueError.
     """
 
     in_channels: int
     out_channels: int
     image_size: int
     channels: int = 192
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    channel_mult: tuple[int | float, ...] = (1, 2, 3, 4)
     num_blocks: int = 3
     attention_resolutions: tuple[int, ...] = (16, 8)
     channels_per_head: int = 64
@@ -172,13 +173,14 @@ class EDM2UNet(nnx.Module):
     def __init__(self, config: EDM2UNetConfig):
         self.config = config
         widths, attended = config.widths, config.attention_resolutions
-        # Embedding and output stay float32: few operations, and what is lost is lost for all.
+        # Embedding, input and output stay float32: few operations, and what is lost is lost for
+        # all. In bfloat16 the rounding of x is half as large as the noise at EDM's sigma_min.
         self.fourier = MPFourier(widths[0])
         self.time = MPConv(widths[0], max(widths), dtype="float32")
         classes, null = config.num_classes, config.null_class
         self.label = MPEmbedding(classes, max(widths), null=null) if classes else None
         inputs = config.in_channels + 1
-        self.conv_in = MPConv(inputs, widths[0], window=(3, 3), dtype=config.dtype)
+        self.conv_in = MPConv(inputs, widths[0], window=(3, 3), dtype="float32")
 
         width, skips = widths[0], [widths[0]]
         encoder, decoder = [], []
@@ -232,6 +234,7 @@ class EDM2UNet(nnx.Module):
 
         # A channel of ones stands for the biases that the layers lack.
         h = self.conv_in(jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1))
+        h = h.astype(config.dtype)
         skips = [h]
         for block in self.encoder:
             h = run(block, h)

@@ -23,7 +23,7 @@ def normalized(
     """x / (eps + RMS of x over `axes`), computed in float32 (eq. 47; pixel norm over channels)."""
     exact = x.astype(jnp.float32)
     square = jnp.square(exact).mean(axes, keepdims=True)
-    # The root has no gradient at zero; that of a magnitude of zero is taken to be zero.
+    # The slope of the root is infinite at zero; that of a magnitude of zero is taken to be zero.
     some = square > 0
     magnitude = jnp.where(some, jnp.sqrt(jnp.where(some, square, 1)), 0)
     return (exact / (magnitude + eps)).astype(x.dtype)

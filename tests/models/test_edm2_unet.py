@@ -101,6 +101,15 @@ def test_initial_kernels_are_normalized():
             np.testing.assert_allclose(magnitude, 1, atol=1e-3)
 
 
+def test_the_size_of_the_weights_does_not_matter():
+    params = params_of(SMALL)
+    larger = jax.tree.map(lambda leaf: 5 * leaf if leaf.ndim > 1 else leaf, params)
+    output = forward(SMALL)(params, *inputs(SMALL))
+    # Up to the eps of 1e-4 beside a magnitude of 1 or 5, once a layer.
+    assert output.std() > 0.3
+    np.testing.assert_allclose(forward(SMALL)(larger, *inputs(SMALL)), output, atol=1e-3)
+
+
 def test_magnitudes_at_initialization(monkeypatch):
     """RMS after each block for an input of unit variance, over eight draws of the weights.
 
