@@ -126,10 +126,10 @@ def edm2_unet() -> ConfigDict:
             "channels": 192,
             "channel_mult": (1, 2, 3, 4),
             # Blocks at each level of the encoder; the decoder has one more.
-            "num_blocks": 3,
+            "num_res_blocks": 3,
             # Feature resolutions in pixels that get self-attention.
             "attention_resolutions": (16, 8),
-            "channels_per_head": 64,
+            "head_channels": 64,
             # Shares in sums and concatenations, from 0 (all of the first) to 1 (all of the
             # second): noise level and label, main path and skip, shortcut and residual branch,
             # main path and attention.

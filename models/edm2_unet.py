@@ -37,9 +37,9 @@ class EDM2UNetConfig(Settings):
     image_size: int
     channels: int = 192
     channel_mult: tuple[int | float, ...] = (1, 2, 3, 4)
-    num_blocks: int = 3
+    num_res_blocks: int = 3
     attention_resolutions: tuple[int, ...] = (16, 8)
-    channels_per_head: int = 64
+    head_channels: int = 64
     label_balance: float = 0.5
     concat_balance: float = 0.5
     res_balance: float = 0.3
@@ -64,8 +64,8 @@ class EDM2UNetConfig(Settings):
 
     def __post_init__(self):
         self._check_common()
-        self._positive("in_channels", "out_channels", "image_size", "channels", "num_blocks")
-        self._positive("channels_per_head", "clip_act")
+        self._positive("in_channels", "out_channels", "image_size", "channels", "num_res_blocks")
+        self._positive("head_channels", "clip_act")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
             self._require(name, 0 <= getattr(self, name) <= 1, "must be in [0, 1]")
@@ -83,9 +83,9 @@ class EDM2UNetConfig(Settings):
             w for w, s in zip(widths, sizes, strict=True) if s in self.attention_resolutions
         }
         attended = sorted(attended | {widths[-1]})
-        split = all(width % self.channels_per_head == 0 for width in attended)
+        split = all(width % self.head_channels == 0 for width in attended)
         message = f"must divide the channels of levels with attention and of the last, {attended}"
-        self._require("channels_per_head", split, message)
+        self._require("head_channels", split, message)
 
 
 class SelfAttention(nnx.Module):
@@ -102,7 +102,7 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Image) -> Image:
         """Every position attends to every position of the same image; softmax in float32."""
         batch, height, width, channels = x.shape
-        size = self.config.channels_per_head
+        size = self.config.head_channels
         qkv = self.qkv(x).reshape(batch, height * width, 3, channels // size, size)
         qkv = normalized(qkv, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
@@ -193,7 +193,7 @@ class EDM2UNet(nnx.Module):
             attention = config.resolutions[level] in attended
             if level:
                 skips.append(add(encoder, width, width, resample="down"))
-            for _ in range(config.num_blocks):
+            for _ in range(config.num_res_blocks):
                 width = add(encoder, width, outputs, attention=attention)
                 skips.append(width)
         for level, outputs in reversed(list(enumerate(widths))):
@@ -203,7 +203,7 @@ class EDM2UNet(nnx.Module):
                 add(decoder, width, width)
             else:
                 add(decoder, width, width, resample="up")
-            for _ in range(config.num_blocks + 1):
+            for _ in range(config.num_res_blocks + 1):
                 inputs = width + skips.pop()
                 width = add(decoder, inputs, outputs, attention=attention, takes_skip=True)
         self.encoder, self.decoder = nnx.List(encoder), nnx.List(decoder)

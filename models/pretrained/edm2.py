@@ -33,7 +33,7 @@ def edm2_unet_from_nvlabs(tensors: Mapping[str, np.ndarray], config: EDM2UNetCon
 
 def _qkv_first(tensor: np.ndarray, config: EDM2UNetConfig) -> np.ndarray:
     """Output axis (head, channel, q | k | v) to ours, (q | k | v, head, channel)."""
-    split = tensor.reshape(-1, config.channels_per_head, 3, *tensor.shape[1:])
+    split = tensor.reshape(-1, config.head_channels, 3, *tensor.shape[1:])
     return np.moveaxis(split, 2, 0).reshape(tensor.shape)
 
 
@@ -57,11 +57,11 @@ def _names(config: EDM2UNetConfig) -> Names:
     encoder, decoder = [], []
     for level, side in enumerate(config.resolutions):
         parts = ["down"] if level else []
-        parts += [f"block{index}" for index in range(config.num_blocks)]
+        parts += [f"block{index}" for index in range(config.num_res_blocks)]
         encoder += [f"{side}x{side}_{part}" for part in parts]
     for level, side in reversed(list(enumerate(config.resolutions))):
         parts = ["in0", "in1"] if level == len(config.resolutions) - 1 else ["up"]
-        parts += [f"block{index}" for index in range(config.num_blocks + 1)]
+        parts += [f"block{index}" for index in range(config.num_res_blocks + 1)]
         decoder += [f"{side}x{side}_{part}" for part in parts]
     add("enc", "encoder", encoder)
     add("dec", "decoder", decoder)

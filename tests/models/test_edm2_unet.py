@@ -19,9 +19,9 @@ SMALL = EDM2UNetConfig(
     image_size=8,
     channels=8,
     channel_mult=(1, 2),
-    num_blocks=1,
+    num_res_blocks=1,
     attention_resolutions=(4,),
-    channels_per_head=4,
+    head_channels=4,
     dropout=0.5,
     num_classes=3,
     null_class=True,
@@ -117,8 +117,8 @@ def test_magnitudes_at_initialization(monkeypatch):
     quite independent, so that up to a sixth is missing; but nothing adds up from block to block.
     """
     config = dataclasses.replace(
-        SMALL, image_size=16, channels=32, num_blocks=2, attention_resolutions=(8,),
-        channels_per_head=32, dropout=0.0,
+        SMALL, image_size=16, channels=32, num_res_blocks=2, attention_resolutions=(8,),
+        head_channels=32, dropout=0.0,
     )  # fmt: skip
     network, call = make_edm2_unet(config), Block.__call__
 
@@ -230,11 +230,11 @@ def test_condition_must_be_what_the_config_says():
             {"attention_resolutions": (16,)},
             r"attention_resolutions=\(16,\): the levels have \(8, 4\)",
         ),
-        ({"channels_per_head": 5}, r"channels_per_head=5: .* \[16\]"),
+        ({"head_channels": 5}, r"head_channels=5: .* \[16\]"),
         ({"image_size": 9, "attention_resolutions": ()}, "image_size=9: must be a multiple of 2"),
         ({"channel_mult": ()}, "channel_mult"),
         ({"channel_mult": (1, 1.5)}, "channel_mult.*whole number"),
-        ({"num_blocks": 0}, "num_blocks=0: must be positive"),
+        ({"num_res_blocks": 0}, "num_res_blocks=0: must be positive"),
         ({"clip_act": 0.0}, "clip_act=0.0: must be positive"),
         ({"dropout": 1.0}, r"dropout=1.0: must be in \[0, 1\)"),
         ({"res_balance": 1.5}, r"res_balance=1.5: must be in \[0, 1\]"),

@@ -26,9 +26,9 @@ def config(**fields):
         "image_size": 8,
         "channels": 16,
         "channel_mult": (1, 2, 3),
-        "num_blocks": 1,
+        "num_res_blocks": 1,
         "attention_resolutions": (4,),
-        "channels_per_head": 8,
+        "head_channels": 8,
         "num_classes": 0,
     }
     return EDM2UNetConfig(**{"in_channels": 3, "out_channels": 3} | wide | fields)
@@ -36,7 +36,7 @@ def config(**fields):
 
 LABELS = config(num_classes=5, null_class=True, **edm2_weights.NETWORK)
 UNEVEN = config(**edm2_weights.NETWORK)
-TINY = {"image_size": 4, "channels": 4, "channel_mult": (1, 2), "channels_per_head": 4}
+TINY = {"image_size": 4, "channels": 4, "channel_mult": (1, 2), "head_channels": 4}
 TRAINING = config(num_classes=5, null_class=True, attention_resolutions=(), **TINY)
 
 
