@@ -2,6 +2,7 @@
 
 from input_pipeline.augment import flip, random_crop
 from input_pipeline.device import device_batches
+from input_pipeline.geometric import edm
 from input_pipeline.loader import make_loader
 from input_pipeline.sources.digits import digits
 from input_pipeline.sources.folder import folder
@@ -19,6 +20,7 @@ SOURCES = {
     "tfds": tfds,
 }
 AUGMENTATIONS = {"flip": flip, "random_crop": random_crop}
-DEVICE_AUGMENTATIONS = {}
+# Inside the training step: (images, key) -> (images, labels of what was done to each).
+DEVICE_AUGMENTATIONS = {"edm": edm}
 
 __all__ = ["AUGMENTATIONS", "DEVICE_AUGMENTATIONS", "SOURCES", "device_batches", "make_loader"]
