@@ -27,16 +27,15 @@ def attend(
     mask: Bool[Array, "batch keys"] | None = None,
     *,
     implementation: str,
-) -> Float[Array, "batch queries heads_channels"]:
-    """softmax(q k / sqrt(channels)) v in float32, heads side by side; keys with False are left out.
+) -> Float[Array, "batch queries heads channels"]:
+    """softmax(q k / sqrt(channels)) v, the softmax in float32; keys with False are left out.
 
     implementation: 'xla' or 'cudnn'. With a mask it is XLA's always: cuDNN would need one score
         for each query and key, and refuses to train with an odd number of either.
     """
     masks = None if mask is None else mask[:, None, None, :]
     implementation = implementation if mask is None else "xla"
-    out = jax.nn.dot_product_attention(q, k, v, mask=masks, implementation=implementation)
-    return out.reshape(*out.shape[:2], -1)
+    return jax.nn.dot_product_attention(q, k, v, mask=masks, implementation=implementation)
 
 
 class SelfAttention(nnx.Module):

@@ -91,7 +91,7 @@ class Attention(nnx.Module):
         kv = self.kv(source.tokens).reshape(batch, -1, 2, self.heads, channels // self.heads)
         k, v = kv[:, :, 0], kv[:, :, 1]
         out = attend(q, k, v, source.mask, implementation=self.implementation)
-        return self.projection(out)
+        return self.projection(out.reshape(x.shape))
 
 
 class FeedForward(nnx.Module):
