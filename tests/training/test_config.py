@@ -134,7 +134,7 @@ def test_differences():
     [
         {"train__steps": 5},
         {"log__every": 5, "checkpoint__keep": 5, "profile": 5},
-        {"sample__solver": "ddim", "evaluate__metrics": ("fid",)},
+        {"sample__solver": "ddim", "evaluate__metrics": ("fid",), "convert__shards": 5},
         {"data__workers": 5, "data__prefetch": 5, "mesh__fsdp": 5},
     ],
 )
@@ -212,6 +212,10 @@ def test_validate_takes_right_configs(fields):
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate = nan"),
         ({"sample__guidance": float("inf")}, "config.sample.guidance = inf"),
         ({"sample__clip": "dynamic"}, "config.sample.clip = 'dynamic': must be 'none' or 'static'"),
+        ({"convert__shards": -1}, "config.convert.shards = -1: must be 0 or more"),
+        ({"convert__split": "a/b"}, "config.convert.split = 'a/b': must be a plain name"),
+        ({"convert__fields": "image"}, "config.convert.fields = 'image': must be a tuple"),
+        ({"convert__fields": (1,)}, "config.convert.fields = (1,): must be a tuple of str"),
         ({"checkpoint__every": 0}, "config.checkpoint.every = 0: must be 1 or more"),
         ({"mesh__fsdp": 0}, "config.mesh.fsdp = 0: must be -1 (the rest) or 1 or more"),
         ({"train__accumulate": 3}, "multiple of config.train.accumulate = 3"),
