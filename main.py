@@ -4,6 +4,7 @@
     python main.py --config=configs/digits.py:smoke --workdir=runs/smoke --config.train.steps=5
     python main.py --mode=sample --workdir=runs/digits --config.sample.count=1000
     python main.py --mode=evaluate --workdir=runs/digits
+    python main.py --mode=inspect --config=configs/digits.py --workdir=runs/digits
 
 Any field of configs/base.py can be set by --config.field=value.
 """
@@ -30,6 +31,7 @@ MODES = {
     "train": "training.loop:train",
     "sample": "pipelines.sampling:sample",
     "evaluate": "evaluation.job:evaluate",
+    "inspect": "pipelines.inspect:inspect",
 }
 
 FLAGS = flags.FLAGS
