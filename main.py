@@ -5,6 +5,7 @@
     python main.py --mode=sample --workdir=runs/digits --config.sample.count=1000
     python main.py --mode=evaluate --workdir=runs/digits
     python main.py --mode=convert --config=configs/cifar10_ddpm.py --workdir=data/cifar10
+    python main.py --mode=inspect --config=configs/digits.py --workdir=runs/digits
 
 Any field of configs/base.py can be set by --config.field=value.
 """
@@ -32,6 +33,7 @@ MODES = {
     "sample": "pipelines.sampling:sample",
     "evaluate": "evaluation.job:evaluate",
     "convert": "pipelines.convert:convert",
+    "inspect": "pipelines.inspect:inspect",
 }
 
 FLAGS = flags.FLAGS
