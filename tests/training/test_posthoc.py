@@ -37,7 +37,9 @@ def test_exponent_has_the_deviation_that_was_asked_for(std):
 def test_weights_are_edm2s(case):
     times, stds = GOLDEN[f"{case}_times"], GOLDEN[f"{case}_stds"]
     for std, expected in zip(GOLDEN["wanted"], GOLDEN[f"{case}_weights"].T, strict=True):
-        found = posthoc.Reconstruction(times.tolist(), stds.tolist(), times[-1], std).weights
+        found = posthoc.Reconstruction(
+            times.tolist(), stds.tolist(), int(times[-1]), float(std)
+        ).weights
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -69,7 +71,8 @@ def test_mismatch_is_the_distance_of_the_profiles():
 def test_more_snapshots_reconstruct_better():
     def mismatch(kept, std):
         times = np.repeat(np.linspace(1, 0, kept, endpoint=False), 2)
-        return posthoc.Reconstruction(times, np.tile([0.05, 0.1], kept), 1.0, std).mismatch
+        plan = posthoc.Reconstruction(times.tolist(), [0.05, 0.1] * kept, 1.0, std)
+        return plan.mismatch
 
     for std in DIRECT:
         errors = [mismatch(kept, std) for kept in (4, 8, 16, 64)]
@@ -77,10 +80,14 @@ def test_more_snapshots_reconstruct_better():
         assert errors[-1] < 0.002
 
 
+def direct(std):
+    return f"direct_{std * 100:g}"
+
+
 def track(params):
     """Averages after every step of parameters [steps size], tracked as in training."""
     config = {name: f"power(std={std})" for name, std in TRACKED.items()}
-    config |= {f"direct{std}": f"power(std={std})" for std in DIRECT}
+    config |= {direct(std): f"power(std={std})" for std in DIRECT}
     rates = ema.make_emas(ConfigDict(config), batch_size=16)
 
     def one(averages, item):
@@ -119,8 +126,8 @@ def test_reconstruction_equals_the_average_tracked_directly(tracked, kind, std):
         weight * np.asarray(averages[name]["w"][step - 1], np.float64)
         for weight, (step, name) in zip(plan.weights, stored, strict=True)
     )
-    direct = np.asarray(averages[f"direct{std}"]["w"][-1], np.float64)
-    error = np.linalg.norm(found - direct) / np.linalg.norm(direct)
+    exact = np.asarray(averages[direct(std)]["w"][-1], np.float64)
+    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
     # White noise is the worst case, and gives the mismatch itself up to chance.
     assert error < 1.2 * plan.mismatch
     if kind == "noise":
@@ -130,7 +137,7 @@ def test_reconstruction_equals_the_average_tracked_directly(tracked, kind, std):
     # The widths that were tracked are no substitute.
     for name in TRACKED:
         other = np.asarray(averages[name]["w"][-1], np.float64)
-        assert np.linalg.norm(other - direct) > 5 * np.linalg.norm(found - direct)
+        assert np.linalg.norm(other - exact) > 5 * np.linalg.norm(found - exact)
 
 
 EMA = ConfigDict({"short": "power(std=0.05)", "long": "power(std=0.1)", "other": "constant"})
@@ -170,19 +177,20 @@ def test_restores_the_average_at_the_step_of_the_checkpoint(saved, step, taken):
     directory, averages = saved
     found, at = checkpoints.restore_params(directory, "posthoc(std=0.08)", abstract(), step, EMA)
     assert at == taken
-    direct = np.asarray(averages["direct0.08"]["w"][taken - 1])
-    assert np.linalg.norm(found["w"] - direct) / np.linalg.norm(direct) < 0.01
+    exact = np.asarray(averages[direct(0.08)]["w"][taken - 1])
+    assert np.linalg.norm(found["w"] - exact) / np.linalg.norm(exact) < 0.01
     assert found["w"].sharding.num_devices == 8
 
 
 def test_a_bad_reconstruction_is_told(saved, caplog):
     directory, _ = saved
-    with caplog.at_level(logging.INFO):
-        checkpoints.restore_params(directory, "posthoc(std=0.08)", abstract(), averages=EMA)
-        assert [record.levelname for record in caplog.records] == ["INFO"]
-        checkpoints.restore_params(directory, "posthoc(std=0.02)", abstract(), averages=EMA)
-    assert caplog.records[-1].levelname == "WARNING"
-    assert "profile off by 0.2" in caplog.text
+    for std in (0.08, 0.02):
+        with caplog.at_level(logging.INFO):
+            checkpoints.restore_params(directory, f"posthoc(std={std})", abstract(), averages=EMA)
+    good, bad = [record for record in caplog.records if record.name == checkpoints.__name__]
+    assert (good.levelname, bad.levelname) == ("INFO", "WARNING")
+    assert "profile off by 0.011 of its norm" in good.getMessage()
+    assert "profile off by 0.25 of its norm" in bad.getMessage()
 
 
 def test_errors_say_what_to_do(saved):

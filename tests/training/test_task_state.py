@@ -36,9 +36,10 @@ def test_each_microbatch_sees_the_state_that_the_one_before_left():
     rows = batch(0)["image"].reshape(2, 4, -1).sum(axis=(0, 2))
     np.testing.assert_allclose(current.task["sums"], rows[::-1], rtol=1e-4, atol=1e-5)
     # The losses of the four are scaled by 1, 2, 3 and 4.
-    plain, train_step, _ = setup(ToyTask(0.0), accumulate=4)
+    key = jax.random.key(0)
+    plain, _, _ = setup(ToyTask(0.0))
     losses = [
-        float(ToyTask(0.0).loss(plain.params, {}, {"image": jnp.asarray(micro)}, None)[0])
+        float(ToyTask(0.0).loss(plain.params, {}, {"image": jnp.asarray(micro)}, key)[0])
         for micro in batch(0)["image"].reshape(2, 4, 4, 4, 1).swapaxes(0, 1)
     ]
     expected = np.mean(np.array(losses) * [1, 2, 3, 4])
