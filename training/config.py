@@ -287,6 +287,11 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
         for field in ("augmentations", "device_augmentation"):
             if config.data[field]:
                 yield f"data.{field} = {config.data[field]!r}: is for images only; leave it empty"
+    if config.optimizer.forced_weight_norm and model.name != "edm2_unet":
+        yield (
+            "optimizer.forced_weight_norm = True: must be False with config.model.name = "
+            f"{model.name!r}; it is for networks that normalize their kernels, 'edm2_unet'"
+        )
     if train.batch_size % train.accumulate:
         yield (
             f"train.batch_size = {train.batch_size}: must be a multiple of "

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from optax import contrib
 
 from training import components
+from training.forced_norm import forced_weight_norm
 
 # Parameters that Muon leaves to Adam: first and last layer, and what is looked up, not multiplied.
 _NO_MATRIX = ("conv_in", "conv_out", "patches", "linear_out", "label", "augment", "objective")
@@ -156,8 +157,7 @@ def make_optimizer(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTr
     if config.clip_norm > 0:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if config.forced_weight_norm:
-        # FORCED WEIGHT NORM: `optimizer = forced_weight_norm(optimizer)` goes here.
-        raise components.ConfigError("config.optimizer.forced_weight_norm: not there yet")
+        optimizer = forced_weight_norm(optimizer)
     return optimizer
 
 

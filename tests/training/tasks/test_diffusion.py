@@ -48,7 +48,7 @@ def test_without_learned_parts_parameters_are_the_networks_and_the_state_is_empt
 def test_uncertainty_is_trained_with_the_network():
     task = make_task(diffusion={"uncertainty_channels": 16})
     params = jax.jit(task.init)(KEY)
-    assert params[OBJECTIVE]["uncertainty"]["kernel"].shape == (16,)
+    assert params[OBJECTIVE]["uncertainty"]["kernel"].shape == (16, 1)
 
     def loss(params):
         return task.loss(params, {}, images(), KEY)[0]
