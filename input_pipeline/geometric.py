@@ -47,10 +47,10 @@ class Transform(NamedTuple):
     flip_x: Bool[Array, " batch"]  # left and right
     flip_y: Bool[Array, " batch"]
     scale: Number  # in standard deviations
-    rotation: Number  # radians
+    rotation: Number  # radians, counterclockwise
     anisotropy: Number  # in standard deviations
     axis: Number  # radians, of the anisotropy
-    shift: Float[Array, "batch 2"]  # in standard deviations, along x and y
+    shift: Float[Array, "batch 2"]  # in standard deviations, to the right and down
 
     def labels(self) -> Float[Array, "batch 9"]:
         """What the network is told; zeros where nothing was done."""
