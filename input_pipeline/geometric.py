@@ -1,6 +1,6 @@
 """EDM's augmentation of training images, on the device, inside the training step.
 
-It is non-leaky (Karras et al., 2022, appendix F.2; Karras et al., 2020): the network is told what
+It is non-leaky (Karras et al., 2022, appendix F; Karras et al., 2020): the network is told what
 was done to each image and asked for images to which nothing was done, so no trace is learned.
 Resampling is that of StyleGAN2-ADA: up by two with the wavelet sym6, bilinear, down by two.
 """
