@@ -1,6 +1,6 @@
 """EDM's augmentation of training images, on the device, inside the training step.
 
-It is non-leaky (Karras et al., 2022, appendix F.2; Karras et al., 2020): the network is told what
+It is non-leaky (Karras et al., 2022, appendix F; Karras et al., 2020): the network is told what
 was done to each image and asked for images to which nothing was done, so no trace is learned.
 Resampling is that of StyleGAN2-ADA: up by two with the wavelet sym6, bilinear, down by two.
 """
@@ -47,10 +47,10 @@ class Transform(NamedTuple):
     flip_x: Bool[Array, " batch"]  # left and right
     flip_y: Bool[Array, " batch"]
     scale: Number  # in standard deviations
-    rotation: Number  # radians
+    rotation: Number  # radians, counterclockwise
     anisotropy: Number  # in standard deviations
     axis: Number  # radians, of the anisotropy
-    shift: Float[Array, "batch 2"]  # in standard deviations, along x and y
+    shift: Float[Array, "batch 2"]  # in standard deviations, to the right and down
 
     def labels(self) -> Float[Array, "batch 9"]:
         """What the network is told; zeros where nothing was done."""

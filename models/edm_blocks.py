@@ -161,29 +161,28 @@ def upsample(
     x: Image, taps: tuple[int, ...]
 ) -> Float[Array, "batch height_twice width_twice channels"]:
     """Zeros between the pixels, then low pass by `taps`: the transpose of `downsample`, times 4."""
-    padding = len(taps) // 2 - 1
-    reach = (padding + 1) // 2
     for axis in (1, 2):
-        size = x.shape[axis]
-        widths = [(reach, reach) if axis == i else (0, 0) for i in range(4)]
-        padded = jnp.pad(x, widths)
-
-        # Of all taps, output 2 i + phase sees those that do not fall on zeros.
-        def phase(number, padded=padded, size=size, axis=axis):
-            seen = range((number + padding) % 2, len(taps), 2)
-            starts = [reach + (number + padding - k) // 2 for k in seen]
-            return sum(
-                2 * taps[k] / sum(taps) * lax.slice_in_dim(padded, start, start + size, axis=axis)
-                for k, start in zip(seen, starts, strict=True)
-            )
-
+        phases = [_phase(x, taps, axis, number) for number in (0, 1)]
         shape = [n * 2 if i == axis else n for i, n in enumerate(x.shape)]
-        x = jnp.stack([phase(0), phase(1)], axis=axis + 1).reshape(shape)
+        x = jnp.stack(phases, axis=axis + 1).reshape(shape)
     return x
 
 
+def _phase(x: Image, taps: tuple[int, ...], axis: int, number: int) -> Image:
+    """Outputs 2 i + number of `upsample`: a sum over the taps that do not fall on zeros."""
+    padding, size = len(taps) // 2 - 1, x.shape[axis]
+    reach = (padding + 1) // 2
+    x = jnp.pad(x, [(reach, reach) if i == axis else (0, 0) for i in range(4)])
+    total = 0
+    for k in range((number + padding) % 2, len(taps), 2):
+        start = reach + (number + padding - k) // 2
+        shift = lax.slice_in_dim(x, start, start + size, axis=axis)
+        total += 2 * taps[k] / sum(taps) * shift
+    return total
+
+
 class Block(nnx.Module):
-    """A BigGAN residual block and, where asked for, self-attention (EDM, appendix F.1).
+    """A BigGAN residual block and, where asked for, self-attention (Karras et al., 2022).
 
     resample: 'down' or 'up' changes the resolution before the first convolution and on the
         shortcut alike; None keeps it. Resampling shortcuts of Song's networks have a projection.

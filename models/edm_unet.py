@@ -1,4 +1,4 @@
-"""Encoder, middle and decoder that DDPM++, NCSN++ and EDM's ADM share (EDM, appendix F)."""
+"""Encoder, middle and decoder that DDPM++, NCSN++ and EDM's ADM share (Karras et al., 2022)."""
 
 import jax
 import jax.numpy as jnp
