@@ -70,7 +70,7 @@ def test_examples_of_a_batch_are_read_at_once(numbers):
             return super().examples(indices, fields)
 
     batch = next(loader(Together(10), batch_size=8))
-    assert Together.calls[0] == batch["label"].tolist()
+    assert batch["label"].tolist() in Together.calls  # threads read ahead
 
 
 def test_without_images_none_is_decoded(photos):
