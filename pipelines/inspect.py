@@ -8,6 +8,7 @@ directory holds a run of this config, and else at its initial values.
 
 import io
 import os
+import textwrap
 from typing import Any
 
 import jax
@@ -197,15 +198,8 @@ def _levels(
     axis: Axes, settings: Any, levels: diffusion.NoiseLevel | None, refused: str | None
 ) -> None:
     if levels is None:
-        axis.text(
-            0.5,
-            0.5,
-            f"no grid:\n{refused}",
-            ha="center",
-            va="center",
-            wrap=True,
-            transform=axis.transAxes,
-        )
+        text = textwrap.fill(f"no grid: {refused}", 45)
+        axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
         axis.set_axis_off()
         return
     inside = np.isfinite(levels.logsnr)
