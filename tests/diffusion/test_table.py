@@ -80,10 +80,10 @@ def test_mistakes_are_named(tmp_path, name, values, kind, message):
 
 
 def test_a_missing_file_and_one_of_words(tmp_path):
-    with pytest.raises(FileNotFoundError, match="path='.*no.npy': no such file"):
+    with pytest.raises(FileNotFoundError, match=r"path='.*no\.npy': no such file"):
         table(str(tmp_path / "no.npy"))
     (tmp_path / "t.txt").write_text("0.9 high 0.1")
-    with pytest.raises(ValueError, match="cannot be read as numbers.*high"):
+    with pytest.raises(ValueError, match=r"cannot be read as numbers.*high"):
         table(str(tmp_path / "t.txt"))
     path = tmp_path / "two.npz"
     np.savez(path, a=BETAS, b=BETAS)

@@ -88,7 +88,7 @@ def test_parameterizations_that_say_nothing_there_are_refused(schedule, kind):
 
 
 def test_the_uncertainty_is_refused():
-    with pytest.raises(ValueError, match="uncertainty.*pure noise"):
+    with pytest.raises(ValueError, match=r"uncertainty.*pure noise"):
         objective(zero_terminal_snr(linear()), uncertainty=Uncertainty(8))
 
 
@@ -114,7 +114,10 @@ def test_loss_and_gradient_are_finite(kind, sampler):
     def loss(scale):
         drawn = ours.time_sampler.draw(jax.random.key(2), 64, ours.schedule, ours.init_state())
         last = ours.schedule.level(jnp.full(64, 39.0))
-        network = lambda x, time, condition: scale * x + 1e-4 * time[:, None, None, None]
+
+        def network(x, time, condition):
+            return scale * x + 1e-4 * time[:, None, None, None]
+
         return sum(
             ours.loss_at(network, x0, None, at, 0.5 * x0)[0].mean()
             for at in (drawn, Draw(last, 1.0, jnp.full(64, -jnp.inf)))

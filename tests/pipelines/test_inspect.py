@@ -5,10 +5,12 @@ from PIL import Image
 from configs import base
 from pipelines import inspect as inspection
 from training.components import ConfigError
+from training.workdir import Workdir
 
 
 def config(**diffusion):
     config = base.get_config()
+    config.model.attention_resolutions = ()
     config.sample.update(grid="uniform", steps=9)
     config.diffusion.update(diffusion)
     return config
@@ -64,8 +66,6 @@ def test_an_impossible_objective_is_a_mistake_of_the_config(tmp_path):
 
 
 def test_a_trained_schedule_is_the_checkpoints(tmp_path, capsys, monkeypatch):
-    from training.workdir import Workdir
-
     settings = config(schedule="vdm_scalar", loss="vdm")
     Workdir(tmp_path).start(settings, [])
     trained = {"objective": {"schedule": {"b": np.float32(-9.0), "w": np.float32(11.0)}}}
