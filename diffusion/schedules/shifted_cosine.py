@@ -115,7 +115,7 @@ def interpolated_cosine(
     logsnr_max: float = 15.0,
 ) -> InterpolatedCosine:
     """From the shift of noise_size_start at t = 0, clean, to that of noise_size_end at t = 1
-    (section 3.1). k-diffusion's goes from its low size to its high one: give them here as it does.
+    (section 3.1): at 256 to 32 fine detail is noised as at 256 pixels, the whole as at 32.
     """
     return InterpolatedCosine(
         *(

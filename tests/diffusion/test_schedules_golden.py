@@ -58,7 +58,7 @@ def test_ve_of_score_sde():
 
 @pytest.mark.parametrize(("low", "high"), [(64, 64), (32, 256)])
 def test_shifted_cosines_of_k_diffusion(low, high):
-    """Its bounds come out swapped, and so its shift of them has the other sign: logsnr(1 - t)."""
+    """Its bounds are swapped, so its time runs from noise to data: logsnr(1 - t)."""
     bound = 2.0 * math.log(1e3)
     ends = {"logsnr_min": -bound, "logsnr_max": bound}
     if low == high:
