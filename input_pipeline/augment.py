@@ -22,7 +22,10 @@ class Flip:
         self, image: UInt8[np.ndarray, "height width channels"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "height width channels"]:
         """The image or its mirror image."""
-        return image[:, ::-1] if rng.random() < self.probability else image
+        if rng.random() >= self.probability:
+            return image
+        # To copy image[:, ::-1] takes twice the time: NumPy copies it byte by byte.
+        return image.take(np.arange(image.shape[1] - 1, -1, -1), axis=1)
 
 
 def flip(probability: float = 0.5) -> Flip:
