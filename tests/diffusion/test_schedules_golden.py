@@ -119,6 +119,7 @@ def test_loss_of_vdm(kind):
 
 def test_uncertainty_of_edm2():
     params = {name: jnp.asarray(EDM2[name]) for name in ("frequencies", "phases", "kernel")}
+    params["kernel"] = params["kernel"][:, None]
     logsnr = jnp.asarray(-2.0 * np.log(EDM2["sigma"].astype(np.float64)), jnp.float32)
     np.testing.assert_allclose(Uncertainty(128)(params, logsnr), EDM2["u"], atol=1e-5)
 
