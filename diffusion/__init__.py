@@ -18,7 +18,7 @@ from diffusion.guidance import classifier_free
 from diffusion.levels import NoiseLevel
 from diffusion.objective import Objective
 from diffusion.pixels import to_model, to_uint8
-from diffusion.sampler import sample, sample_keys
+from diffusion.sampler import integrate, sample, sample_keys
 from diffusion.schedules import Schedule
 from diffusion.solvers import Solver
 from diffusion.uncertainty import Uncertainty
@@ -60,7 +60,24 @@ TIME_SAMPLERS = {
     "laplace": time_samplers.laplace,
 }
 GRIDS = {"respaced": grids.respaced, "uniform": grids.uniform}
-SOLVERS = {"ddpm": solvers.ddpm, "ddim": solvers.ddim}
+SOLVERS = {
+    "ddpm": solvers.ddpm,
+    "ddim": solvers.ddim,
+    "euler": solvers.euler,
+    "euler_ancestral": solvers.euler_ancestral,
+    "heun": solvers.heun,
+    "rk4": solvers.rk4,
+    "dpmpp_2s": solvers.dpmpp_2s,
+    "dpmpp_3s": solvers.dpmpp_3s,
+    "dpmpp_2m": solvers.dpmpp_2m,
+    "dpmpp_3m": solvers.dpmpp_3m,
+    "dpmpp_2m_sde": solvers.dpmpp_2m_sde,
+    "dpmpp_3m_sde": solvers.dpmpp_3m_sde,
+    "unipc": solvers.unipc,
+    "deis": solvers.deis,
+    "lms": solvers.lms,
+    "pndm": solvers.pndm,
+}
 
 __all__ = [
     "GRIDS",
@@ -78,6 +95,7 @@ __all__ = [
     "classifier_free",
     "clip",
     "denoiser",
+    "integrate",
     "sample",
     "sample_keys",
     "to_model",

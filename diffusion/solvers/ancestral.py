@@ -1,13 +1,7 @@
-"""Rules of one sampling step, from a noise level to the next.
+"""Ancestral sampling (DDPM) and its family with less noise (DDIM)."""
 
-Coefficients are made once on the host in float64 from differences of logsnr; the step itself only
-multiplies and adds. Every solver takes every scaling (vp, ve, flow) and parameterization.
-"""
-
-import abc
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -17,41 +11,10 @@ from diffusion.denoiser import Prediction
 from diffusion.gaussian import learned_range_log_variance, posterior, reverse_chain
 from diffusion.levels import AnyArray, NoiseLevel, namespace
 from diffusion.options import check_option
+from diffusion.schedules import Schedule
+from diffusion.solvers.base import Bound, Solver, Table, pairs
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
-# float64 numpy [steps] in a plan; a scalar in the row of it that a step is given.
-Table = ArrayLike
-# A denoiser with its condition bound.
-Bound = Callable[[AnyArray, NoiseLevel], Prediction]
-
-
-class Solver(abc.ABC):
-    """plan(grid) on the host, then init, step for each row of the plan, output.
-
-    A plan is a NamedTuple of arrays with leading axis N, with at least `now` and `next`.
-    """
-
-    @abc.abstractmethod
-    def plan(self, grid: NoiseLevel) -> Any:
-        """Coefficients of the N steps of a grid of N + 1 levels, float64 numpy."""
-
-    @abc.abstractmethod
-    def step(
-        self, state: Any, denoiser: Bound, plan: Any, noise: Float[AnyArray, "batch *shape"]
-    ) -> Any:
-        """The state at `plan.next`, for one row of the plan; noise is standard normal."""
-
-    def init(self, x: Float[AnyArray, "batch *shape"]) -> Any:
-        """The state at the first level: here x itself."""
-        return x
-
-    def output(self, state: Any) -> Float[AnyArray, "batch *shape"]:
-        """The sample of the last state: here the state itself."""
-        return state
-
-
-def _pairs(grid: NoiseLevel) -> tuple[NoiseLevel, NoiseLevel]:
-    return NoiseLevel(*(f[:-1] for f in grid)), NoiseLevel(*(f[1:] for f in grid))
 
 
 class DDPMPlan(NamedTuple):
@@ -75,9 +38,14 @@ class DDPM(Solver):
     def __post_init__(self):
         check_option("ddpm: variance", self.variance, VARIANCES)
 
-    def plan(self, grid: NoiseLevel) -> DDPMPlan:
+    @property
+    def stochastic(self) -> bool:
+        """Always."""
+        return True
+
+    def plan(self, grid: NoiseLevel, schedule: Schedule) -> DDPMPlan:
         """Chain over the visited levels: its betas are those of the respaced process."""
-        now, after = _pairs(grid)
+        now, after = pairs(grid, "ddpm", stochastic=True)
         chain = reverse_chain(grid)
         clean = after.sigma == 0.0
         log_large = chain.log_large
@@ -144,9 +112,16 @@ class DDIM(Solver):
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"ddim: eta={self.eta} must lie in [0, 1]")
 
-    def plan(self, grid: NoiseLevel) -> DDIMPlan:
+    @property
+    def stochastic(self) -> bool:
+        """For eta above 0."""
+        return self.eta > 0.0
+
+    def plan(self, grid: NoiseLevel, schedule: Schedule) -> DDIMPlan:
         """eps_coef^2 + noise_std^2 = sigma_next^2."""
-        now, after = _pairs(grid)
+        now, after = pairs(grid, f"ddim(eta={self.eta})", self.stochastic)
+        if not self.stochastic:
+            return DDIMPlan(now, after, after.alpha, after.sigma, np.zeros_like(after.sigma))
         eta2 = self.eta**2
         # sigma_next^2 - eta^2 (posterior variance), without the difference.
         ratio = (1.0 - eta2) + eta2 * np.exp(now.logsnr - after.logsnr)
@@ -169,4 +144,9 @@ class DDIM(Solver):
 
 def ddim(eta: float = 0.0) -> DDIM:
     """Deterministic at eta = 0; at eta = 1 ancestral sampling with the posterior's variance."""
+    return DDIM(eta)
+
+
+def euler_ancestral(eta: float = 1.0) -> DDIM:
+    """k-diffusion's name of `ddim`: its Euler step down and noise up are the same numbers."""
     return DDIM(eta)
