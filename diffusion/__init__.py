@@ -59,7 +59,19 @@ TIME_SAMPLERS = {
     "cosmap": time_samplers.cosmap,
     "laplace": time_samplers.laplace,
 }
-GRIDS = {"respaced": grids.respaced, "uniform": grids.uniform}
+GRIDS = {
+    "respaced": grids.respaced,
+    "ddim_stride": grids.ddim_stride,
+    "quadratic": grids.quadratic,
+    "leading": grids.leading,
+    "linspace": grids.linspace,
+    "trailing": grids.trailing,
+    "uniform": grids.uniform,
+    "karras": grids.karras,
+    "uniform_logsnr": grids.uniform_logsnr,
+    "exponential": grids.uniform_logsnr,
+    "align_your_steps": grids.align_your_steps,
+}
 SOLVERS = {
     "ddpm": solvers.ddpm,
     "ddim": solvers.ddim,

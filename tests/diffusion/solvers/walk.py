@@ -1,0 +1,41 @@
+"""Walks along a grid by a solver's own steps, and denoisers that are known exactly."""
+
+import jax
+import numpy as np
+
+from diffusion import Prediction
+
+
+def row(plan, k):
+    return jax.tree.map(lambda leaf: leaf[k], plan)
+
+
+def walk(solver, grid, schedule, denoise, start, noises=None):
+    """All x, the first one included, one a call; float64 from numpy."""
+    plan = solver.plan(grid, schedule)
+    noises = np.zeros((len(plan.now.t), 1)) if noises is None else noises
+    states = [solver.init(start)]
+    for k, noise in enumerate(noises):
+        states.append(solver.step(states[-1], denoise, row(plan, k), noise + 0.0 * start))
+    return np.stack([solver.output(state) for state in states])
+
+
+def mixture(weights, means, variances):
+    """The exact denoiser of a mixture of Gaussians, each pixel on its own."""
+    weights, means, variances = map(np.asarray, (weights, means, variances))
+
+    def denoise(x, level):
+        total = level.alpha**2 * variances + level.sigma**2
+        deviation = x[..., None] - level.alpha * means
+        log_p = np.log(weights) - 0.5 * (np.log(total) + deviation**2 / total)
+        p = np.exp(log_p - log_p.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        x0 = means + level.alpha * variances / total * deviation
+        # eps apart: no difference that is divided by sigma.
+        return Prediction((p * x0).sum(-1), (p * (level.sigma / total * deviation)).sum(-1))
+
+    return denoise
+
+
+GAUSSIAN = mixture([1.0], [0.4], [0.3])
+MIXTURE = mixture([0.3, 0.7], [-0.8, 0.6], [0.05, 0.1])
