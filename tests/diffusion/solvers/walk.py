@@ -6,17 +6,19 @@ import numpy as np
 from diffusion import Prediction
 
 
-def row(plan, k):
-    return jax.tree.map(lambda leaf: leaf[k], plan)
+def rows(plan):
+    """The rows of a plan, one a call."""
+    leaves, tree = jax.tree.flatten(plan)
+    return [tree.unflatten(row) for row in zip(*leaves, strict=True)]
 
 
 def walk(solver, grid, schedule, denoise, start, noises=None):
     """All x, the first one included, one a call; float64 from numpy."""
-    plan = solver.plan(grid, schedule)
-    noises = np.zeros((len(plan.now.t), 1)) if noises is None else noises
+    plan = rows(solver.plan(grid, schedule))
+    noises = np.zeros((len(plan), 1)) if noises is None else noises
     states = [solver.init(start)]
-    for k, noise in enumerate(noises):
-        states.append(solver.step(states[-1], denoise, row(plan, k), noise + 0.0 * start))
+    for row, noise in zip(plan, noises, strict=True):
+        states.append(solver.step(states[-1], denoise, row, noise + 0.0 * start))
     return np.stack([solver.output(state) for state in states])
 
 
