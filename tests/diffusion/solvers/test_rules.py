@@ -10,6 +10,7 @@ from diffusion.grids import karras, respaced, trailing, uniform, uniform_logsnr
 from diffusion.levels import NoiseLevel, alpha_sigma
 from diffusion.schedules import edm, linear, rectified_flow
 from diffusion.solvers import (
+    at,
     ddim,
     ddpm,
     deis,
@@ -52,7 +53,8 @@ ALL = [
     lms(1),
     pndm("multistep"),
 ]
-SCHEDULES = [linear(), rectified_flow(), edm()]
+# Explicit rules of high order are unstable over a step from sigma / alpha = 1e5, the default margin.
+SCHEDULES = [linear(), rectified_flow(margin=0.01), edm()]
 # Calls of N steps to clean data, where it is not one a step.
 CALLS = {
     "heun": lambda n: 2 * n - 1,
@@ -170,7 +172,7 @@ def test_first_step_of_a_multistep_solver_is_ddims(make):
     grid = karras()(edm(), 10, "zero")
     a, b = paths((ddim(), make()), edm(), grid)
     np.testing.assert_allclose(a[1], b[1], rtol=1e-12)
-    assert np.max(abs(a[2] - b[2])) > 1e-3
+    assert np.max(abs(a[2] - b[2])) > 1e-4
 
 
 def test_first_step_of_an_sde_solver_is_ancestral():
@@ -204,13 +206,18 @@ def test_churn_is_that_of_karras():
 # --- stochastic solvers: the exact law of their samples
 
 
+def marginal(level):
+    """Mean and variance of GAUSSIAN noised to a level."""
+    return level.alpha * 0.4, level.alpha**2 * 0.3 + level.sigma**2
+
+
 def law(solver, grid, schedule):
     """Mean and variance of samples of GAUSSIAN: every step is affine in all that it remembers."""
     plan = rows(solver.plan(grid, schedule))
     state, tree = jax.tree.flatten(solver.init(np.zeros(1)))
     size = len(state)
     mean, covariance = np.zeros(size), np.zeros((size, size))
-    covariance[0, 0] = grid.sigma[0] ** 2
+    mean[0], covariance[0, 0] = marginal(at(grid, 0))
     for row in plan:
 
         def step(z, noise, row=row):
@@ -226,32 +233,43 @@ def law(solver, grid, schedule):
 
 
 @pytest.mark.parametrize(
-    ("solver", "error"),
+    ("solver", "expected"),
     [
-        (dpmpp_2m_sde(), 1e-3),
-        (dpmpp_2m_sde(coefficients="exact"), 1e-3),
-        (dpmpp_2m_sde(0.3), 1e-3),
-        (dpmpp_3m_sde(), 1e-4),
-        (dpmpp_3m_sde(coefficients="reference"), 1e-3),
-        (dpmpp_3m_sde(0.3), 1e-4),
-        (heun(s_churn=20.0), 1e-3),
-        (euler(s_churn=20.0), 0.05),
-        (ddim(1.0), 0.05),
+        (ddim(1.0), 1),
+        (euler(s_churn=20.0), 1),
+        (heun(s_churn=20.0), 2),
+        (dpmpp_2m_sde(), 2),
+        (dpmpp_2m_sde(0.3), 2),
+        (dpmpp_2m_sde(coefficients="exact"), 2),
+        (dpmpp_3m_sde(), 2),
+        (dpmpp_3m_sde(0.3), 2),
     ],
     ids=repr,
 )
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_stochastic_solvers_sample_the_gaussian(solver, error, schedule):
-    """Data N(0.4, 0.3), 100 and 200 even steps in logsnr, ended above clean data."""
+def test_order_of_the_law_of_stochastic_solvers(solver, expected, schedule):
+    """N(0.4, 0.3), from its noised law to its noised law: the mean is exact, the variance converges.
+
+    Three values do not make an SDE's third order: the noise between them is not in a polynomial.
+    """
     errors = []
     for steps in (100, 200):
         grid = schedule.level_of_logsnr(np.linspace(-9.0, 7.0, steps + 1))
         mean, variance = law(solver, grid, schedule)
-        exact = grid.alpha[-1] ** 2 * 0.3 + grid.sigma[-1] ** 2
-        # Samples start from noise without the little of the data that is in the first level.
-        errors.append(abs(mean / grid.alpha[-1] - 0.4) + abs(variance / exact - 1.0))
-    assert errors[1] < error
-    assert errors[1] < errors[0]
+        exact = marginal(at(grid, -1))
+        assert mean == pytest.approx(exact[0], rel=1e-10)
+        errors.append(abs(variance / exact[1] - 1.0))
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(expected, abs=0.2)
+
+
+def test_exact_curvature_halves_the_error_of_3m_sde():
+    grid = linear().level_of_logsnr(np.linspace(-9.0, 7.0, 101))
+    exact = marginal(at(grid, -1))[1]
+    error = {
+        rule: abs(law(dpmpp_3m_sde(coefficients=rule), grid, linear())[1] / exact - 1.0)
+        for rule in ("exact", "reference")
+    }
+    assert error["exact"] < 0.6 * error["reference"]
 
 
 # --- pure noise, clean data
@@ -284,7 +302,7 @@ def test_a_start_from_pure_noise(solver):
     noises = noises_of(solver, grid, schedule, START.shape)
     x = walk(solver, grid, schedule, MIXTURE, START, noises)
     assert np.all(np.isfinite(x))
-    if solver.stochastic or getattr(solver, "order", 1) == 1 or hasattr(solver, "rule"):
+    if solver.stochastic or hasattr(solver, "rule"):
         y = walk(solver, close, schedule, MIXTURE, START, noises)
         tolerance = 0.05 if isinstance(solver, type(dpmpp_2m())) else 1e-6
         np.testing.assert_allclose(x[-1], y[-1], atol=tolerance)
@@ -320,11 +338,12 @@ def test_one_program_that_follows_the_float64_walk(solver):
             return np.asarray(jax.vmap(draw)(keys), np.float64)
 
         noises = np.stack([normal(k) for k in range(1, len(plan.now.t) + 1)])
-        wide = (
-            lambda x, level: Prediction(  # noqa: E731
+
+        def wide(x, level):
+            return Prediction(
                 *(np.asarray(f, np.float64) for f in smooth(jnp.asarray(x), level)[:2])
             )
-        )
+
         expected = walk(solver, grid, schedule, wide, grid.sigma[0] * normal(0), noises)[-1]
         np.testing.assert_allclose(x, expected, rtol=2e-5, atol=2e-5)
         order = jnp.array([2, 0, 1])
@@ -386,7 +405,7 @@ def test_only_deterministic_solvers_walk_up(solver):
 
 def test_a_grid_that_turns_is_refused():
     grid = linear().level(np.array([900.0, 500.0, 600.0, 0.0]))
-    with pytest.raises(ValueError, match="must fall .or rise. at every step"):
+    with pytest.raises(ValueError, match=r"must fall \(or rise\) at every step"):
         dpmpp_2m().plan(grid, linear())
 
 
