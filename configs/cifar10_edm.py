@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
         workers=4,
     )
     config.model = networks.song_unet()
+    config.model.augment_dim = 9
     if variant == "ncsnpp":
         config.model.update(networks.NCSNPP)
     if variant == "conditional":

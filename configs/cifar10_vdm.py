@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
         num_res_blocks=32,
         attention_resolutions=(),
         dropout=0.1,
-        fourier_features=(6, 7),
+        fourier_features=(7, 8),
     )
     config.diffusion.update(
         schedule="vdm_scalar(gamma_min=-13.3, gamma_max=5.0)",

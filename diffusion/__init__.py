@@ -25,9 +25,23 @@ from diffusion.uncertainty import Uncertainty
 
 SCHEDULES = {
     "linear": schedules.linear,
+    "scaled_linear": schedules.scaled_linear,
     "cosine": schedules.cosine,
-    "rectified_flow": schedules.rectified_flow,
+    "sqrt": schedules.sqrt,
+    "sigmoid": schedules.sigmoid,
+    "laplace": schedules.laplace,
+    "table": schedules.table,
+    "vp": schedules.vp,
+    "sub_vp": schedules.sub_vp,
+    "ve": schedules.ve,
     "edm": schedules.edm,
+    "shifted_cosine": schedules.shifted_cosine,
+    "interpolated_cosine": schedules.interpolated_cosine,
+    "rectified_flow": schedules.rectified_flow,
+    "vdm": schedules.vdm,
+    "vdm_scalar": schedules.vdm_scalar,
+    "vdm_network": schedules.vdm_network,
+    "zero_terminal_snr": schedules.zero_terminal_snr,
 }
 PARAMETERIZATIONS = {
     "eps": parameterization.Eps,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
@@ -135,7 +136,28 @@ class Objective:
                 f"loss='vdm' is the bound of continuous time on a vp path; {seen}. "
                 "Use loss='vlb', or a schedule such as 'vdm'."
             )
+        self._check_terminal()
         self.time_sampler.init(self.schedule)
+
+    def _check_terminal(self) -> None:
+        """Refuses what has no value at zero terminal SNR, where logsnr is -inf."""
+        last = self.schedule.level(np.float64(self.schedule.t_range[1]))
+        if last.alpha > 0.0:
+            return
+        with np.errstate(divide="ignore"):
+            lost = np.isneginf(self.parameterization.log_x0_weight(last))
+        _, time = self.parameterization.network_input(np.zeros(1), last, self.schedule)
+        if lost or not np.isfinite(time):
+            says = "says nothing of x0" if lost else "tells the network an infinite time"
+            raise ValueError(
+                f"parameterization {type(self.parameterization).__name__!r} {says} where the "
+                "schedule ends in pure noise (zero terminal SNR); take v, x0 or flow"
+            )
+        if self.uncertainty is not None:
+            raise ValueError(
+                "the uncertainty is a function of logsnr, which is -inf where the schedule ends in "
+                "pure noise (zero terminal SNR); take uncertainty_channels=0 or another schedule"
+            )
 
     @functools.cached_property
     def _chain(self) -> ReverseChain:

@@ -19,13 +19,13 @@ class Uncertainty:
     channels: int
 
     def init(self, key: Key[Array, ""]) -> dict:
-        """Parameters: `frequencies`, `phases` (both constant) and `kernel`, each [channels]."""
+        """Parameters: `frequencies` and `phases` (constant) [channels], `kernel` [channels, 1]."""
         keys = jax.random.split(key, 3)
         shape = (self.channels,)
         return {
             "frequencies": 2.0 * jnp.pi * jax.random.normal(keys[0], shape),
             "phases": 2.0 * jnp.pi * jax.random.uniform(keys[1], shape),
-            "kernel": jax.random.normal(keys[2], shape),
+            "kernel": jax.random.normal(keys[2], (self.channels, 1)),
         }
 
     def __call__(self, params: dict, logsnr: Float[Array, " batch"]) -> Float[Array, " batch"]:
@@ -35,4 +35,4 @@ class Uncertainty:
         kernel = params["kernel"]
         norm = 1e-4 + jnp.linalg.norm(kernel) / self.channels**0.5
         features = jnp.sqrt(2.0) * jnp.cos(angle)
-        return features @ (kernel / norm) / self.channels**0.5
+        return (features @ (kernel / norm) / self.channels**0.5)[:, 0]

@@ -82,7 +82,7 @@ def sigmoid(bias: float = 0.0) -> Weighting:
 
     The density of the time sampler is divided out: it changes the variance of the loss alone.
     """
-    return lambda at: -_log_sum(-at.logsnr, -bias) - at.log_density
+    return lambda at: _in_logsnr(-_log_sum(-at.logsnr, -bias), at)
 
 
 def likelihood() -> Weighting:
@@ -91,7 +91,18 @@ def likelihood() -> Weighting:
     This is g(t)^2-weighting of the score (Song et al. 2021, "Maximum likelihood training", eq. 7)
     and VDM's eq. 18; like `sigmoid` it does not depend on the time sampler.
     """
-    return lambda at: at.logsnr - at.log_density
+    return lambda at: _in_logsnr(at.logsnr, at)
+
+
+def _in_logsnr(log_weight: ArrayLike, at: Point) -> ArrayLike:
+    """The weight in the measure d logsnr as one in that of the draws.
+
+    Zero terminal SNR is at logsnr -inf, with density 0: exp(logsnr) d logsnr = d SNR is nothing
+    there, so no weight is left either.
+    """
+    xp = namespace(at.logsnr)
+    terminal = at.logsnr == -xp.inf
+    return xp.where(terminal, -xp.inf, log_weight - xp.where(terminal, 0.0, at.log_density))
 
 
 def _log(field: str, value: float) -> float:

@@ -23,6 +23,7 @@ COUNTS = {
     "configs/imagenet64_iddpm.py:class_conditional": 273.049e6,
     "configs/imagenet64_edm2.py": 280.2e6,
     "configs/imagenet64_edm2.py:xs": 124.7e6,
+    "configs/imagenet256_dit.py": 675.1e6,
 }
 
 

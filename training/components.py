@@ -103,9 +103,11 @@ def _argument(node: ast.expr, string: str) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError):
+        text = ast.unparse(node)
+        hint = f"; a component is written {text}()" if isinstance(node, ast.Name) else ""
         raise ConfigError(
-            f"{string!r}: {ast.unparse(node)} is not a plain value (a number, True, None, a string "
-            "in quotes, a tuple of these) nor a call"
+            f"{string!r}: {text} is not a plain value (a number, True, None, a string in quotes, a "
+            f"tuple of these) nor a call{hint}"
         ) from None
 
 

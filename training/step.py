@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from training import ema
 from training.mesh import batch_sharding
+from training.optimizer import evaluation_params
 from training.state import TrainState
 
 
@@ -56,29 +57,43 @@ def gradient(loss: Callable, params, task_state, batch, rng, accumulate: int, me
     return jax.tree.map(lambda x: x / accumulate, total), task_state
 
 
+def _ascend(params, grads, distance: float):
+    scale = distance / (optax.tree.norm(grads) + 1e-12)
+    return jax.tree.map(lambda p, g: p + scale * g, params, grads)
+
+
 def make_train_step(
     task,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
-    decays: Mapping[str, ema.Decay],
+    ema_rates: Mapping[str, ema.Rate],
     mesh: Mesh,
     *,
     accumulate: int,
     log_every: int,
     max_bad_steps: int,
+    sam_rho: float = 0.0,
 ) -> Callable[[TrainState, Mapping], TrainState]:
     """The function (state, batch) -> state of one step, to be jitted with the state donated.
 
     A step whose loss or gradient is NaN or infinite changes only the counters. After
     `max_bad_steps` of them in a row nothing changes any more, so that the loop, which looks at the
     counters only where it logs, finds the state as it was before the first of them.
+
+    With `sam_rho` the gradient is that of sharpness-aware minimization (Foret et al. 2021, eq. 2
+    and 3): taken again, on the same batch and noise, at a distance `sam_rho` up the gradient. Loss,
+    metrics and the task's state stay those of the parameters themselves.
     """
 
     def train_step(state: TrainState, batch) -> TrainState:
         rng = jax.random.fold_in(state.rng, state.step)
-        (loss, metrics, grads), task_state = gradient(
-            task.loss, state.params, state.task, batch, rng, accumulate, mesh
-        )
+
+        def evaluate(params):
+            return gradient(task.loss, params, state.task, batch, rng, accumulate, mesh)
+
+        (loss, metrics, grads), task_state = evaluate(state.params)
+        if sam_rho > 0:
+            (_, _, grads), _ = evaluate(_ascend(state.params, grads, sam_rho))
         grad_norm = optax.tree.norm(grads)
 
         halted = state.bad_streak >= max_bad_steps
@@ -87,7 +102,9 @@ def make_train_step(
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        averages = ema.update(state.ema, params, decays, state.step + 1)
+        averages = ema.update(
+            state.ema, evaluation_params(opt_state, params), ema_rates, state.step + 1
+        )
 
         def keep(new, old):
             return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)

@@ -1,29 +1,36 @@
 """Schedules of continuous time in [0, 1]."""
 
 import dataclasses
+import math
 
 import numpy as np
 from jax.typing import ArrayLike
 
-from diffusion.levels import as_floats
+from diffusion.levels import NoiseLevel, as_floats
 from diffusion.schedules.base import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class RectifiedFlow(Schedule):
-    """z = (1 - t) x + t eps (Liu et al. 2022; Lipman et al. 2022). t = 0 is clean data.
+    """z = (1 - s) x + s eps (Liu et al. 2022; Lipman et al. 2022). t = 0 is clean data.
+
+    s = shift t / (1 + (shift - 1) t), which lowers logsnr by 2 log(shift) at each t; with shift 1
+    s = t. The network is told s, as Stable Diffusion 3's is.
 
     Networks are trained and asked on [margin, 1 - margin] only: at t = 0 logsnr is +inf and at
     t = 1 -inf, where eps says nothing of x0 and weights of the form exp(logsnr) have no value.
     """
 
     margin: float
+    shift: float = 1.0
     scaling: str = dataclasses.field(default="flow", init=False)
     num_timesteps: None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self):
         if not 0.0 < self.margin < 0.5:
             raise ValueError(f"rectified_flow: margin={self.margin} must lie in (0, 0.5)")
+        if not self.shift > 0.0:
+            raise ValueError(f"rectified_flow: shift={self.shift} must be positive")
 
     @property
     def t_range(self) -> tuple[float, float]:
@@ -31,20 +38,29 @@ class RectifiedFlow(Schedule):
         return self.margin, 1.0 - self.margin
 
     def logsnr(self, t: ArrayLike) -> ArrayLike:
-        """2 log((1 - t) / t)."""
+        """2 log((1 - t) / t) - 2 log(shift)."""
         xp, t = as_floats(t)
         with np.errstate(divide="ignore"):
-            return 2.0 * (xp.log1p(-t) - xp.log(t))
+            return 2.0 * (xp.log1p(-t) - xp.log(t)) - 2.0 * math.log(self.shift)
 
     def t_of_logsnr(self, logsnr: ArrayLike) -> ArrayLike:
-        """sigmoid(-logsnr / 2)."""
+        """sigmoid(-logsnr / 2 - log(shift))."""
         xp, logsnr = as_floats(logsnr)
-        return xp.exp(-xp.logaddexp(0.0, 0.5 * logsnr))
+        return xp.exp(-xp.logaddexp(0.0, 0.5 * logsnr + math.log(self.shift)))
+
+    def network_time(self, level: NoiseLevel) -> ArrayLike:
+        """1000 s, the shifted time."""
+        _, t = as_floats(level.t)
+        return 1000.0 * self.shift * t / (1.0 + (self.shift - 1.0) * t)
 
 
-def rectified_flow(margin: float = 1e-5) -> RectifiedFlow:
-    """Straight lines from data to noise; `margin` is kept clear at both ends of time."""
-    return RectifiedFlow(margin)
+def rectified_flow(margin: float = 1e-5, shift: float = 1.0) -> RectifiedFlow:
+    """Straight lines from data to noise; `margin` is kept clear at both ends of time.
+
+    shift: of the resolution, sqrt(dimensions / dimensions of the resolution that 1 is right for)
+    (Stable Diffusion 3, eq. 23).
+    """
+    return RectifiedFlow(margin, shift)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ def make_config(classes=3, **sample):
 def fakes(monkeypatch):
     """A task of one parameter, and a checkpoint of step 70 that needs no files."""
 
-    def restore(directory, name, init, mesh, step):
+    def restore(directory, name, init, mesh, step, averages):
         assert (name, step) == ("default", -1)
         return PARAMS, 70
 

@@ -33,6 +33,7 @@ class DiffusionTask:
         self.config = config
         settings = config.diffusion
         self.image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
+        self.field = config.data.field
         self.num_classes = config.model.num_classes
         self.null_label = self.num_classes if config.model.null_class else None
         self.schedule = build(diffusion.SCHEDULES, settings.schedule, "config.diffusion.schedule")
@@ -75,8 +76,9 @@ class DiffusionTask:
         self._preview = None
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Images as uint8, and labels where the model is conditioned on them."""
-        spec = {"image": jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.uint8)}
+        """Images as uint8 (or latents), and labels where the model is conditioned on them."""
+        dtype = jnp.uint8 if self.field == "image" else jnp.float32
+        spec = {self.field: jax.ShapeDtypeStruct((batch_size, *self.image_shape), dtype)}
         if self.num_classes:
             spec["label"] = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
         return spec
@@ -115,7 +117,11 @@ class DiffusionTask:
         def network(x, time, condition):
             return self.network.apply(weights, x, time, condition, dropout_key=dropout_rng)
 
-        images, condition = diffusion.to_model(batch["image"]), self.condition(batch, label_rng)
+        if self.field == "image":
+            images = diffusion.to_model(batch["image"])
+        else:
+            images = self.config.data.scale * batch[self.field]
+        condition = self.condition(batch, label_rng)
         if self.augment is not None:
             images, labels = self.augment(images, jax.random.fold_in(rng, 3))
             condition = (condition or {}) | {"augment": labels}
@@ -124,10 +130,14 @@ class DiffusionTask:
         return result.loss.mean(), (metrics, result.state)
 
     def preview(self, params, rng: Key[Array, ""]) -> Float[Array, "count height width channels"]:
-        """Samples by the configured sampler."""
+        """Samples by the configured sampler; of latents their first channels, about in [-1, 1]."""
         count = self.config.log.preview_count
         if self._preview is None:
             self._preview = sampler.build_sampler(self.config, self)
         indices = np.arange(count, dtype=np.int32)
         labels = sampler.sample_labels(self.config.sample.labels, self.num_classes, indices)
-        return self._preview(params, rng, indices, labels)
+        pictures = self._preview(params, rng, indices, labels)
+        if self.field == "image":
+            return pictures
+        # Latents of unit variance: three standard deviations to full contrast.
+        return pictures[..., : 3 if pictures.shape[-1] >= 3 else 1] / 3.0
