@@ -53,7 +53,8 @@ ALL = [
     lms(1),
     pndm("multistep"),
 ]
-# Explicit rules of high order are unstable over a step from sigma / alpha = 1e5, the default margin.
+# Explicit rules of high order are unstable over a step from sigma / alpha = 1e5, the default
+# margin.
 SCHEDULES = [linear(), rectified_flow(margin=0.01), edm()]
 # Calls of N steps to clean data, where it is not one a step.
 CALLS = {
@@ -248,9 +249,9 @@ def law(solver, grid, schedule):
 )
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_order_of_the_law_of_stochastic_solvers(solver, expected, schedule):
-    """N(0.4, 0.3), from its noised law to its noised law: the mean is exact, the variance converges.
+    """N(0.4, 0.3), from its noised law to its noised law: the variance converges.
 
-    Three values do not make an SDE's third order: the noise between them is not in a polynomial.
+    The mean is exact. Three values do not make an SDE's third order: the noise between them is not in a polynomial.
     """
     errors = []
     for steps in (100, 200):
@@ -309,7 +310,8 @@ def test_a_start_from_pure_noise(solver):
     else:
         fine = from_pure_noise(400)
         best = walk(heun(space="flow"), fine, schedule, MIXTURE, START)[-1]
-        np.testing.assert_allclose(x[-1], best, atol=0.05)
+        first_order = solver in (ddim(), unipc(1), unipc(1, "bh1"), unipc(1, "exact"))
+        np.testing.assert_allclose(x[-1], best, atol=0.1 if first_order else 0.05)
 
 
 # --- in a compiled program
