@@ -5,6 +5,7 @@ and one line here.
 """
 
 from diffusion import (
+    clipping,
     grids,
     importance,
     parameterization,
@@ -104,8 +105,10 @@ SOLVERS = {
     "lms": solvers.lms,
     "pndm": solvers.pndm,
 }
+CLIPS = {"none": clipping.none, "static": clipping.static, "dynamic": clipping.dynamic}
 
 __all__ = [
+    "CLIPS",
     "GRIDS",
     "PARAMETERIZATIONS",
     "SCHEDULES",

@@ -84,6 +84,7 @@ def build_sampler(config: Any, task: Any) -> Sampler:
             "(config.diffusion.variance = 'learned_range' in training); take variance='fixed_small'"
         )
     make_grid = build(diffusion.GRIDS, settings.grid, "config.sample.grid")
+    clip = build(diffusion.CLIPS, settings.clip, "config.sample.clip")
 
     def plan_of(schedule: diffusion.Schedule) -> Any:
         try:
@@ -117,7 +118,7 @@ def build_sampler(config: Any, task: Any) -> Sampler:
         if guided:
             null = {"label": np.int32(task.null_label)}
             denoiser = diffusion.classifier_free(denoiser, null, inputs.guidance)
-        denoiser = diffusion.clip(denoiser, settings.clip, settings.eps_after_clip)
+        denoiser = diffusion.clip(denoiser, clip, settings.eps_after_clip)
         condition = {"label": labels} if task.num_classes else None
         keys = diffusion.sample_keys(seed, indices)
         return diffusion.sample(denoiser, solver, inputs.plan, keys, task.image_shape, condition)

@@ -5,6 +5,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion import PARAMETERIZATIONS, Prediction, clip, denoiser, sample, sample_keys
+from diffusion.clipping import static
 from diffusion.grids import respaced, uniform
 from diffusion.schedules import edm, linear, rectified_flow
 from diffusion.solvers import ddim, ddpm
@@ -18,7 +19,7 @@ def toy(schedule=None, kind="eps"):
         label = 0.0 if condition is None else condition["label"][:, None, None, None]
         return jnp.tanh(x + 1e-3 * time[:, None, None, None] + label)
 
-    return clip(denoiser(network, schedule or linear(), PARAMETERIZATIONS[kind]()))
+    return clip(denoiser(network, schedule or linear(), PARAMETERIZATIONS[kind]()), static())
 
 
 def draw(indices, solver=None, grid=None, condition=None, denoise=None):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import PARAMETERIZATIONS, SCHEDULES, Prediction, clip, denoiser
+from diffusion import CLIPS, PARAMETERIZATIONS, SCHEDULES, Prediction, clip, denoiser
 from diffusion.gaussian import posterior
 from diffusion.grids import respaced, uniform
 from diffusion.levels import NoiseLevel, alpha_sigma
@@ -262,7 +262,7 @@ def toy_denoiser(schedule, learned, rule, eps_after_clip="rederive"):
         fraction = fraction_of(np, x, time) if learned else None
         return Prediction(*PARAMETERIZATIONS["eps"]().prediction(raw, x, level), fraction)
 
-    clipped = clip(denoise, rule, eps_after_clip)
+    clipped = clip(denoise, CLIPS[rule](), eps_after_clip)
     return lambda x, level: clipped(x, level, None)
 
 
@@ -275,7 +275,7 @@ def toy_in_jax(schedule, learned, rule, eps_after_clip="rederive"):
         return jnp.concatenate(parts[: 1 + learned], -1)
 
     joined = denoiser(network, schedule, PARAMETERIZATIONS["eps"](), learned_variance=learned)
-    clipped = clip(joined, rule, eps_after_clip)
+    clipped = clip(joined, CLIPS[rule](), eps_after_clip)
     return lambda x, level: clipped(x, level, None)
 
 
