@@ -3,7 +3,8 @@
 A grid maker is a function (schedule, steps, last_step) -> NoiseLevel of float64 numpy [steps + 1],
 noisiest first. The network is called at all but the last level: `steps` times by a solver of one
 call a step. last_step 'zero' ends on clean data, 'sigma_min' on the least noise that the network
-knows, or that the grid names.
+knows, or that the grid names. 'mean' goes to clean data from there: the last step returns the
+denoiser's mean (score SDE's "denoise"), as that of 'zero' does from wherever that grid is.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from diffusion.levels import NoiseLevel
 from diffusion.options import check_option
 from diffusion.schedules import Schedule
 
-LAST_STEPS = ("zero", "sigma_min")
+LAST_STEPS = ("zero", "sigma_min", "mean")
 Grid = Callable[[Schedule, int, str], NoiseLevel]
 
 
@@ -36,19 +37,30 @@ def respaced() -> Grid:
     return grid
 
 
-def uniform() -> Grid:
+def uniform(shift: float = 1.0) -> Grid:
     """Times in equal steps over `schedule.t_range`: Karras' grid on 'edm', fractional on indices.
 
     Where clean data is time 0 of the schedule itself (rectified flow), 'zero' ends the equal steps
-    there; elsewhere it appends clean data.
+    there; elsewhere it appends clean data. There also shift t / (1 + (shift - 1) t) may take the
+    place of t (Stable Diffusion 3, eq. 23), beside a shift that the schedule itself has.
     """
+    if not shift > 0.0:
+        raise ValueError(f"grid 'uniform': shift={shift} must be positive")
 
     def grid(schedule: Schedule, steps: int, last_step: str = "zero") -> NoiseLevel:
         visited = _levels_to_visit(steps, last_step)
         low, high = schedule.t_range
-        if last_step == "zero" and schedule.num_timesteps is None and schedule.data.t == 0.0:
-            return schedule.level(np.linspace(high, 0.0, steps + 1))
-        return _grid(schedule, np.linspace(high, low, visited), last_step)
+        to_zero = schedule.num_timesteps is None and schedule.data.t == 0.0
+        if shift != 1.0 and not to_zero:
+            raise ValueError(
+                f"grid 'uniform': shift={shift} is of the time of a flow, and this schedule's is "
+                "another; take shift=1.0"
+            )
+        if last_step == "zero" and to_zero:
+            t = np.linspace(high, 0.0, steps + 1)
+            return schedule.level(np.minimum(_shifted(t, shift), high))
+        t = np.linspace(high, low, visited)
+        return _grid(schedule, np.clip(_shifted(t, shift), low, high), last_step)
 
     return grid
 
@@ -116,8 +128,9 @@ def linspace() -> Grid:
 
     def grid(schedule: Schedule, steps: int, last_step: str = "zero") -> NoiseLevel:
         _indices_to_visit("linspace", schedule, steps, "sigma_min")
-        t = np.rint(np.linspace(0.0, schedule.num_timesteps - 1.0, steps + 1))[::-1]
-        return _grid(schedule, t if last_step == "sigma_min" else t[:-1], last_step)
+        places = steps if last_step == "mean" else steps + 1
+        t = np.rint(np.linspace(schedule.num_timesteps - 1.0, 0.0, places))
+        return _grid(schedule, t[:-1] if last_step == "zero" else t, last_step)
 
     return grid
 
@@ -186,13 +199,17 @@ def align_your_steps(model: str = "sd15") -> Grid:
 
     def grid(schedule: Schedule, steps: int, last_step: str = "zero") -> NoiseLevel:
         _levels_to_visit(steps, last_step)
-        places = np.linspace(0.0, len(known) - 1.0, steps + 1)
+        visited = steps if last_step == "mean" else steps + 1
+        places = np.linspace(0.0, len(known) - 1.0, visited)
         sigma = np.exp(np.interp(places, np.arange(len(known)), known))
-        _sigma_range("align_your_steps", schedule, sigma[-1], sigma[0])
-        visited = sigma if last_step == "sigma_min" else sigma[:-1]
-        return _sigma_grid(schedule, visited, last_step)
+        _sigma_range("align_your_steps", schedule, *np.exp(known[[-1, 0]]))
+        return _sigma_grid(schedule, sigma[:-1] if last_step == "zero" else sigma, last_step)
 
     return grid
+
+
+def _shifted(t: np.ndarray, shift: float) -> np.ndarray:
+    return shift * t / (1.0 + (shift - 1.0) * t)
 
 
 def _levels_to_visit(steps: int, last_step: str) -> int:
@@ -200,7 +217,7 @@ def _levels_to_visit(steps: int, last_step: str) -> int:
     check_option("last_step", last_step, LAST_STEPS)
     if steps < 1:
         raise ValueError(f"steps={steps}: must be at least 1")
-    return steps if last_step == "zero" else steps + 1
+    return steps + 1 if last_step == "sigma_min" else steps
 
 
 def _grid(schedule: Schedule, t: np.ndarray, last_step: str) -> NoiseLevel:

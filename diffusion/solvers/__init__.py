@@ -5,6 +5,7 @@ multiplies and adds. Every solver takes every scaling (vp, ve, flow) and paramet
 `diffusion.SOLVERS` names them for configs.
 """
 
+from diffusion.solvers.analytic import EpsEstimates
 from diffusion.solvers.ancestral import DDIM, DDPM, ddim, ddpm, euler_ancestral
 from diffusion.solvers.base import Bound, Solver, at
 from diffusion.solvers.linear import Linear, LinearPlan, LinearState
@@ -25,6 +26,7 @@ __all__ = [
     "DDIM",
     "DDPM",
     "Bound",
+    "EpsEstimates",
     "Linear",
     "LinearPlan",
     "LinearState",

@@ -12,20 +12,24 @@ from diffusion.gaussian import learned_range_log_variance, posterior, reverse_ch
 from diffusion.levels import AnyArray, NoiseLevel, namespace
 from diffusion.options import check_option
 from diffusion.schedules import Schedule
+from diffusion.solvers import analytic
 from diffusion.solvers.base import Bound, Solver, Table, pairs
 
-VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+VARIANCES = ("fixed_small", "fixed_large", "learned_range", "analytic")
 
 
 class DDPMPlan(NamedTuple):
-    """mean = x0_coef x0 + z_coef x; noise_scale is 0 in a step to clean data and 1 elsewhere."""
+    """mean = x0_coef x0 + z_coef x; noise_scale is 0 in a step to clean data and 1 elsewhere.
+
+    log_low and log_high are the ends of a learned log variance; a fixed one is both of them.
+    """
 
     now: NoiseLevel
     next: NoiseLevel
     x0_coef: Table
     z_coef: Table
-    log_small: Table
-    log_large: Table
+    log_low: Table
+    log_high: Table
     noise_scale: Table
 
 
@@ -34,9 +38,15 @@ class DDPM(Solver):
     """Ancestral sampling: the posterior's mean at the predicted x0 (DDPM, algorithm 2)."""
 
     variance: str
+    estimates: str
 
     def __post_init__(self):
         check_option("ddpm: variance", self.variance, VARIANCES)
+        if (self.variance == "analytic") != bool(self.estimates):
+            raise ValueError(
+                f"ddpm: variance={self.variance!r} with estimates={self.estimates!r}: 'analytic' "
+                "needs the file that solvers.analytic.estimate(...).save wrote, others none"
+            )
 
     @property
     def stochastic(self) -> bool:
@@ -48,30 +58,29 @@ class DDPM(Solver):
         now, after = pairs(grid, "ddpm", stochastic=True)
         chain = reverse_chain(grid)
         clean = after.sigma == 0.0
-        log_large = chain.log_large
-        if self.variance == "fixed_large":
+        low, high = chain.log_small, chain.log_large
+        if self.variance == "fixed_small":
+            high = low
+        elif self.variance == "fixed_large":
             # OpenAI's rule "for a better decoder likelihood"; no noise is added there anyway.
-            log_large = np.where(clean, chain.log_small, log_large)
+            low = high = np.where(clean, low, high)
+        elif self.variance == "analytic":
+            unknown = analytic.load(self.estimates).x0_variance(now.logsnr)
+            low = high = np.log(np.exp(low) + chain.x0_coef**2 * unknown)
         noise_scale = np.where(clean, 0.0, 1.0)
-        return DDPMPlan(
-            now, after, chain.x0_coef, chain.z_coef, chain.log_small, log_large, noise_scale
-        )
+        return DDPMPlan(now, after, chain.x0_coef, chain.z_coef, low, high, noise_scale)
 
     def log_variance(self, prediction: Prediction, plan: DDPMPlan) -> ArrayLike:
         """log variance of p(z_next | z_now) before `noise_scale`."""
-        if self.variance == "fixed_small":
-            return plan.log_small
-        if self.variance == "fixed_large":
-            return plan.log_large
+        if self.variance != "learned_range":
+            return plan.log_low
         if prediction.variance_fraction is None:
             raise ValueError(
                 "ddpm(variance='learned_range') needs a network with a learned variance, and this "
                 "one predicts none. Use 'fixed_small' or 'fixed_large', or train with "
                 "diffusion.variance='learned_range'."
             )
-        return learned_range_log_variance(
-            prediction.variance_fraction, plan.log_small, plan.log_large
-        )
+        return learned_range_log_variance(prediction.variance_fraction, plan.log_low, plan.log_high)
 
     def step(
         self,
@@ -87,9 +96,12 @@ class DDPM(Solver):
         return mean + plan.noise_scale * std * noise
 
 
-def ddpm(variance: str = "fixed_small") -> DDPM:
-    """Ancestral sampling with variance 'fixed_small', 'fixed_large' (beta) or 'learned_range'."""
-    return DDPM(variance)
+def ddpm(variance: str = "fixed_small", estimates: str = "") -> DDPM:
+    """Ancestral sampling with variance 'fixed_small', 'fixed_large' (beta) or 'learned_range'.
+
+    Or 'analytic', that of Bao et al. 2022, with the path of its `analytic.EpsEstimates`.
+    """
+    return DDPM(variance, estimates)
 
 
 class DDIMPlan(NamedTuple):

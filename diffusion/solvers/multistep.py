@@ -123,6 +123,7 @@ class LMS(Linear):
     """eps as a polynomial in rho = sigma / alpha through the last values (Adams-Bashforth)."""
 
     order: int
+    decode: bool
 
     def __post_init__(self):
         check_order("lms", self.order, 4)
@@ -144,6 +145,9 @@ class LMS(Linear):
         out = []
         for k in range(len(rho) - 1):
             now, after = at(grid, k), at(grid, k + 1)
+            if self.decode and after.sigma == 0.0:
+                out.append(self.to_data(now, after))
+                continue
             h, order = rho[k + 1] - rho[k], min(self.order, k + 1)
             nodes = [(rho[k - j] - rho[k]) / h for j in range(order)]
             # int_0^1 s^k ds: the moments of plain weights.
@@ -155,6 +159,9 @@ class LMS(Linear):
         return out
 
 
-def lms(order: int = 4) -> LMS:
-    """Linear multistep in sigma / alpha (k-diffusion's LMS), its integrals exact."""
-    return LMS(order)
+def lms(order: int = 4, decode: bool = False) -> LMS:
+    """Linear multistep in sigma / alpha (k-diffusion's LMS), its integrals exact.
+
+    Its polynomial goes on to clean data; decode=True takes the predicted image there, as others do.
+    """
+    return LMS(order, decode)

@@ -25,6 +25,7 @@ class PNDM(Linear):
     """Steps of equal length in t; three Runge-Kutta steps or one improved Euler step to start."""
 
     start: str
+    decode: bool
 
     def __post_init__(self):
         check_option("pndm: start", self.start, STARTS)
@@ -70,7 +71,9 @@ class PNDM(Linear):
         for k in range(steps):
             now, after, i = at(grid, k), at(grid, k + 1), len(out)
             known = [*known, i][-4:]
-            if self.start == "runge_kutta" and k < 3 and after.sigma > 0.0:
+            if self.decode and after.sigma == 0.0:
+                out.append(self.to_data(now, after))
+            elif self.start == "runge_kutta" and k < 3 and after.sigma > 0.0:
                 middle = schedule.level(0.5 * (now.t + after.t))
                 add(now, now, middle, "x", {i: 1.0})
                 add(middle, now, middle, "base", {i + 1: 1.0})
@@ -86,9 +89,10 @@ class PNDM(Linear):
         return out
 
 
-def pndm(start: str = "runge_kutta") -> PNDM:
+def pndm(start: str = "runge_kutta", decode: bool = False) -> PNDM:
     """PNDM: N + 9 calls for N > 3 steps. start='multistep' is PLMS: N + 1 calls.
 
-    Refuses grids of unequal steps in t.
+    Refuses grids of unequal steps in t. Its weights go on to clean data; decode=True takes the
+    predicted image there, as others do.
     """
-    return PNDM(start)
+    return PNDM(start, decode)

@@ -59,6 +59,12 @@ class Churn:
         if gamma == 0.0:
             return now, (1.0, 0.0)
         call = schedule.level_of_logsnr(now.logsnr - 2.0 * np.log1p(gamma))
+        # Time of a table ends with it: the network would be told of less noise than there is.
+        if schedule.num_timesteps and call.logsnr < schedule.logsnr(call.t) - 1e-6:
+            raise ValueError(
+                f"churn: from sigma={sigma:.5g} to {sigma * (1.0 + gamma):.5g} leads beyond the "
+                f"noisiest index of the schedule; give an s_max below {sigma:.5g}"
+            )
         added = sigma * math.sqrt(gamma * (2.0 + gamma))
         return call, (call.alpha / now.alpha, call.alpha * self.s_noise * added)
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from diffusion import GRIDS
 from diffusion.grids import (
     ALIGN_YOUR_STEPS,
+    LAST_STEPS,
     align_your_steps,
     ddim_stride,
     karras,
@@ -44,7 +45,7 @@ START_BELOW = ("ddim_stride", "quadratic", "leading", "align_your_steps")
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("kind", GRIDS)
-@pytest.mark.parametrize("last_step", ["zero", "sigma_min"])
+@pytest.mark.parametrize("last_step", LAST_STEPS)
 @given(steps=st.integers(1, 60))
 def test_a_grid_falls_from_noise_to_its_end(schedule, kind, last_step, steps):
     if kind in INDICES and schedule.num_timesteps is None:
@@ -65,7 +66,7 @@ def test_a_grid_falls_from_noise_to_its_end(schedule, kind, last_step, steps):
         assert grid.t[0] <= high
     else:
         assert grid.t[0] == pytest.approx(high, abs=1e-9)
-    if last_step == "zero":
+    if last_step != "sigma_min":
         assert (grid.logsnr[-1], grid.alpha[-1], grid.sigma[-1]) == (np.inf, 1.0, 0.0)
         assert grid.t[-1] == schedule.data.t
     elif kind == "align_your_steps":

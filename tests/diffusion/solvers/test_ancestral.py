@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion import CLIPS, PARAMETERIZATIONS, SCHEDULES, Prediction, clip, denoiser
-from diffusion.gaussian import posterior
+from diffusion.gaussian import posterior, reverse_chain
 from diffusion.grids import respaced, uniform
 from diffusion.levels import NoiseLevel, alpha_sigma
 from diffusion.schedules import cosine, edm, linear, rectified_flow
@@ -190,11 +190,12 @@ def test_a_last_step_to_sigma_min_does(solver):
 def test_fixed_large_takes_the_copied_variance_at_its_last_entry():
     grid = respaced()(linear(), 1000, "zero")
     plan = ddpm("fixed_large").plan(grid, ANY)
-    assert plan.log_large[-1] == plan.log_small[-2] == plan.log_small[-1]
-    np.testing.assert_allclose(np.exp(plan.log_large[:-1]), linear().betas[:0:-1])
+    chain = reverse_chain(grid)
+    assert plan.log_low[-1] == chain.log_small[-2] == chain.log_small[-1]
+    np.testing.assert_allclose(np.exp(plan.log_low[:-1]), linear().betas[:0:-1])
     # learned_range keeps beta_0 as its upper end.
     learned = ddpm("learned_range").plan(grid, ANY)
-    assert np.exp(learned.log_large[-1]) == pytest.approx(1e-4)
+    assert np.exp(learned.log_high[-1]) == pytest.approx(1e-4)
 
 
 def test_betas_are_those_of_the_visited_chain():
@@ -202,7 +203,7 @@ def test_betas_are_those_of_the_visited_chain():
     alpha_bar = grid.alpha**2
     plan = ddpm("fixed_large").plan(grid, ANY)
     expected = 1.0 - alpha_bar[:-1] / alpha_bar[1:]
-    np.testing.assert_allclose(np.exp(plan.log_large[:-1]), expected[:-1])
+    np.testing.assert_allclose(np.exp(plan.log_low[:-1]), expected[:-1])
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])

@@ -43,6 +43,9 @@ ALL = [
     rk4(space="flow"),
     dpmpp_2s("eps"),
     dpmpp_3s("eps"),
+    dpmpp_2s(eta=1.0),
+    dpmpp_3s("eps", eta=0.5),
+    lms(decode=True),
     dpmpp_2m("exact"),
     dpmpp_3m("reference"),
     dpmpp_2m_sde(0.5, "exact"),
@@ -244,6 +247,9 @@ def law(solver, grid, schedule):
         (dpmpp_2m_sde(coefficients="exact"), 2),
         (dpmpp_3m_sde(), 2),
         (dpmpp_3m_sde(0.3), 2),
+        (dpmpp_2s(eta=1.0), 2),
+        (dpmpp_2s("eps", eta=0.5), 2),
+        (dpmpp_3s(eta=1.0), 3),
     ],
     ids=repr,
 )
@@ -251,7 +257,8 @@ def law(solver, grid, schedule):
 def test_order_of_the_law_of_stochastic_solvers(solver, expected, schedule):
     """N(0.4, 0.3), from its noised law to its noised law: the variance converges.
 
-    The mean is exact. Three values do not make an SDE's third order: the noise between them is not in a polynomial.
+    The mean is exact. Three values do not make an SDE's third order: no polynomial has the noise
+    between them.
     """
     errors = []
     for steps in (100, 200):
@@ -303,15 +310,18 @@ def test_a_start_from_pure_noise(solver):
     noises = noises_of(solver, grid, schedule, START.shape)
     x = walk(solver, grid, schedule, MIXTURE, START, noises)
     assert np.all(np.isfinite(x))
-    if solver.stochastic or hasattr(solver, "rule"):
+    if solver.stochastic and len(solver.plan(close, schedule).now.t) > len(noises):
+        # A singlestep solver has one call where its step is infinitely long.
+        return
+    if solver.stochastic or solver == ddim() or hasattr(solver, "rule"):
         y = walk(solver, close, schedule, MIXTURE, START, noises)
         tolerance = 0.05 if isinstance(solver, type(dpmpp_2m())) else 1e-6
         np.testing.assert_allclose(x[-1], y[-1], atol=tolerance)
     else:
         fine = from_pure_noise(400)
         best = walk(heun(space="flow"), fine, schedule, MIXTURE, START)[-1]
-        first_order = solver in (ddim(), unipc(1), unipc(1, "bh1"), unipc(1, "exact"))
-        np.testing.assert_allclose(x[-1], best, atol=0.1 if first_order else 0.05)
+        coarse = isinstance(solver, type(unipc())) and solver.order == 1
+        np.testing.assert_allclose(x[-1], best, atol=0.1 if coarse else 0.05)
 
 
 # --- in a compiled program
@@ -377,6 +387,7 @@ def test_integrate_inverts():
         (lambda: dpmpp_2m("heun"), "coefficients='heun': must be one of 'midpoint', 'exact'"),
         (lambda: dpmpp_3m_sde(eta=-0.1), "dpmpp_3m_sde: eta=-0.1"),
         (lambda: dpmpp_2s("v"), "prediction='v'"),
+        (lambda: dpmpp_3s(eta=2.0), "dpmpp_3s: eta=2.0"),
         (lambda: unipc(order=4), "unipc: order=4 must be one of 1 to 3"),
         (lambda: unipc(variant="bh3"), "variant='bh3'.*did you mean"),
         (lambda: lms(order=5), "lms: order=5"),
