@@ -129,7 +129,9 @@ def linspace() -> Grid:
     def grid(schedule: Schedule, steps: int, last_step: str = "zero") -> NoiseLevel:
         _indices_to_visit("linspace", schedule, steps, "sigma_min")
         places = steps if last_step == "mean" else steps + 1
-        t = np.rint(np.linspace(schedule.num_timesteps - 1.0, 0.0, places))
+        last = schedule.num_timesteps - 1.0
+        # From 0 up, as the original: it decides ties such as 499.5.
+        t = np.rint(np.linspace(0.0, last, places))[::-1] if places > 1 else np.array([last])
         return _grid(schedule, t[:-1] if last_step == "zero" else t, last_step)
 
     return grid

@@ -1,3 +1,4 @@
+import json
 import pathlib
 
 import numpy as np
@@ -20,9 +21,11 @@ from diffusion.grids import (
     uniform,
     uniform_logsnr,
 )
-from diffusion.schedules import cosine, edm, linear, rectified_flow
+from diffusion.schedules import cosine, edm, linear, rectified_flow, scaled_linear
 
-GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden/diffusion/openai.npz")
+FOLDER = pathlib.Path(__file__).parents[1] / "golden/diffusion"
+GOLDEN = np.load(FOLDER / "openai.npz")
+DIFFUSERS = json.loads((FOLDER / "grids.json").read_text())
 SCHEDULES = [linear(), cosine(timesteps=400), rectified_flow(), edm()]
 
 
@@ -126,6 +129,46 @@ def test_align_your_steps(model):
     assert sigma[-1] == 0.0
 
 
+@pytest.mark.parametrize("steps", [4, 10, 30])
+def test_diffusers_grids(steps):
+    """Its three spacings, by the scheduler that has them; the sigmas and times that it derives."""
+    stable = scaled_linear()
+    for theirs, grid in (
+        ("ddim/leading", leading()),
+        ("ddim/offset", leading(offset=1)),
+        ("ddim/linspace", respaced()),
+        ("ddim/trailing", trailing()),
+        ("dpm/linspace", linspace()),
+        ("dpm/trailing", trailing()),
+    ):
+        t = grid(stable, steps, "zero").t
+        np.testing.assert_array_equal(t[:-1], DIFFUSERS[f"{theirs}/{steps}"], err_msg=theirs)
+    for theirs, grid in (("karras", karras()), ("exponential", uniform_logsnr())):
+        levels = grid(stable, steps, "zero")
+        sigma = levels.sigma / levels.alpha
+        # Its tables are float32.
+        np.testing.assert_allclose(sigma, DIFFUSERS[f"{theirs}/{steps}"], rtol=2e-5)
+    # Trap: its set_timesteps(N) shifts times that its constructor shifted already.
+    t = uniform(shift=3.0)(rectified_flow(), steps, "zero").t
+    np.testing.assert_allclose(t, DIFFUSERS[f"shift/{steps}"], atol=2e-5)
+
+
+@pytest.mark.parametrize("model", ALIGN_YOUR_STEPS)
+def test_align_your_steps_of_diffusers(model):
+    sigma = align_your_steps(model)(edm(sigma_max=700.0), 10, "zero").sigma
+    np.testing.assert_allclose(sigma, DIFFUSERS[f"align_your_steps/{model}"])
+
+
+def test_mean_visits_the_least_noise_and_then_goes_to_clean_data():
+    """As many calls as the others; where 'zero' begins its last step sooner, it does not."""
+    for make in (respaced, linspace, uniform, karras, align_your_steps):
+        mean = make()(linear(), 10, "mean")
+        before = make()(linear(), 9, "sigma_min")
+        np.testing.assert_allclose(mean.t, [*before.t, -1.0])
+    t = uniform(shift=3.0)(rectified_flow(margin=0.1), 5, "mean").t
+    np.testing.assert_allclose(t, [0.9, 0.875, 0.75, 0.5625, 0.25, 0.0])
+
+
 def test_uniform_on_edm_is_karras_grid_with_zero_appended():
     sigma = uniform()(edm(), 18, "zero").sigma
     i = np.arange(18)
@@ -161,6 +204,7 @@ def test_all_steps_of_a_chain():
         (karras(sigma_max=200.0), (linear(), 9, "zero"), "200 .* does not lie in .* 157"),
         (karras(sigma_min=3.0, sigma_max=2.0), (edm(), 9, "zero"), "from 2 down to 3"),
         (align_your_steps("svd"), (edm(), 10, "zero"), "from 700 .*take another schedule"),
+        (uniform(shift=3.0), (edm(), 9, "zero"), "shift=3.0 is of the time of a flow"),
     ],
 )
 def test_impossible_grids(make, args, message):
@@ -173,5 +217,7 @@ def test_impossible_arguments():
         karras(rho=0)
     with pytest.raises(ValueError, match=r"end=1.5 must lie in \(0, 1\]"):
         quadratic(end=1.5)
+    with pytest.raises(ValueError, match="shift=0"):
+        uniform(shift=0.0)
     with pytest.raises(ValueError, match="model='sd14': must be one of 'sd15'"):
         align_your_steps("sd14")

@@ -53,8 +53,8 @@ def trajectory(solver, key, scaling, above=False):
     grid, schedule = on(sigmas, scaling), SCHEDULES[scaling]
     calls = len(solver.plan(grid, schedule).now.t)
     each = math.ceil(calls / (len(sigmas) - 1))
-    noises = np.zeros((calls, 2, 3))
-    noises[::each] = GOLDEN[f"{key}/noise"][: len(sigmas) - 1]
+    # One call of a step adds noise, the first (churn) or the last.
+    noises = np.repeat(GOLDEN[f"{key}/noise"], each, axis=0)[:calls]
     x = walk(solver, grid, schedule, denoise, grid.sigma[0] * GOLDEN[f"{key}/start"], noises)
     alpha = [*grid.alpha[list(KEPT)], grid.alpha[-1]]
     return x[[*(each * k for k in KEPT), -1]] / np.reshape(alpha, (-1, 1, 1))
@@ -77,6 +77,10 @@ TO_DATA = {
     "heun_churn": heun(**CHURN),
     "lms": lms(),
     "dpmpp_2s": dpmpp_2s(),
+    "dpmpp_2s_ancestral": dpmpp_2s(eta=1.0),
+    "dpmpp_2s_ancestral_0.5": dpmpp_2s(eta=0.5),
+    "euler_flow": euler(),
+    "heun_flow": heun(space="flow"),
     "dpmpp_2m": dpmpp_2m(**FREE),
     "dpmpp_2m_taper": dpmpp_2m(),
     "dpmpp_2m_exact": dpmpp_2m("exact"),

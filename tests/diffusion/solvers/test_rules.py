@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion import PARAMETERIZATIONS, SOLVERS, Prediction, integrate, sample, sample_keys
-from diffusion.grids import karras, respaced, trailing, uniform, uniform_logsnr
+from diffusion.grids import karras, leading, respaced, trailing, uniform, uniform_logsnr
 from diffusion.levels import NoiseLevel, alpha_sigma
 from diffusion.schedules import edm, linear, rectified_flow
 from diffusion.solvers import (
@@ -187,6 +187,16 @@ def test_first_step_of_an_sde_solver_is_ancestral():
         np.testing.assert_allclose(a[1], c[1], rtol=1e-9)
 
 
+@pytest.mark.parametrize("make", [lms, pndm])
+def test_decoded_steps_to_clean_data(make):
+    """The last call's own x0 at the last level; before that nothing changes."""
+    grid = leading()(linear(), 10, "zero")
+    a, b = paths((make(), make(decode=True)), linear(), grid)
+    np.testing.assert_array_equal(a[:-1], b[:-1])
+    np.testing.assert_allclose(b[-1], MIXTURE(b[-2], at(grid, -2)).x0)
+    assert np.max(abs(a[-1] - b[-1])) > 1e-5
+
+
 def test_no_churn_is_plain_heun():
     for unused in ({"s_churn": 0.0, "s_noise": 2.0}, {"s_churn": 9.0, "s_min": 90.0}):
         a, b = paths((heun(), heun(**unused)), edm(), karras()(edm(), 10, "zero"))
@@ -333,7 +343,7 @@ def smooth(x, level, condition=None):
 
 
 @pytest.mark.parametrize(
-    "solver", [heun(**CHURN), dpmpp_3m_sde(), unipc(), pndm(), dpmpp_3s()], ids=repr
+    "solver", [heun(**CHURN), dpmpp_3m_sde(), unipc(), pndm(), dpmpp_3s(eta=1.0)], ids=repr
 )
 def test_one_program_that_follows_the_float64_walk(solver):
     """A new seed or grid of the same length compiles nothing; a sample knows no batch."""
@@ -363,16 +373,20 @@ def test_one_program_that_follows_the_float64_walk(solver):
     assert program._cache_size() == 1
 
 
-def test_integrate_inverts():
-    """From an image to its noise and back, in two scans."""
-    schedule, solver = linear(), dpmpp_2m(lower_order_final=False)
-    down = uniform_logsnr()(schedule, 150, "sigma_min")
-    up = NoiseLevel(*(field[::-1] for field in down))
-    x = jnp.linspace(-0.9, 0.9, 12).reshape(3, 4)
-    noise = integrate(smooth, solver, solver.plan(up, schedule), x)
-    assert float(jnp.max(abs(noise))) > 1.0
-    back = integrate(smooth, solver, solver.plan(down, schedule), noise)
-    np.testing.assert_allclose(back, x, atol=5e-3)
+@pytest.mark.parametrize(("solver", "order"), [(ddim(), 1), (dpmpp_2m(), 2)], ids=repr)
+def test_integrate_inverts(solver, order):
+    """From an image to its noise and back, in two scans; the error falls with the steps."""
+    schedule, x = linear(), jnp.linspace(-0.9, 0.9, 12).reshape(3, 4)
+    errors = []
+    for steps in (40, 160):
+        down = uniform_logsnr()(schedule, steps, "sigma_min")
+        up = NoiseLevel(*(field[::-1] for field in down))
+        noise = integrate(smooth, solver, solver.plan(up, schedule), x)
+        assert float(jnp.max(abs(noise))) > 1.0
+        back = integrate(smooth, solver, solver.plan(down, schedule), noise)
+        errors.append(float(jnp.max(abs(back - x))))
+    assert errors[1] < 4.0 ** (0.3 - order) * errors[0]
+    assert errors[1] < 0.05
 
 
 # --- refusals
@@ -414,6 +428,16 @@ def test_only_deterministic_solvers_walk_up(solver):
     data = NoiseLevel(*(field[::-1] for field in uniform()(linear(), 10, "zero")))
     with pytest.raises(ValueError, match=r"starts at clean data.*last_step='sigma_min'"):
         ddim().plan(data, linear())
+
+
+def test_churn_stays_within_a_table():
+    """Trap: beyond index 999 the network would be told of 999."""
+    grid = uniform()(linear(), 10, "zero")
+    with pytest.raises(ValueError, match=r"beyond the noisiest index.*give an s_max below 157"):
+        heun(s_churn=8.0).plan(grid, linear())
+    plan = heun(**CHURN).plan(grid, linear())
+    assert plan.call.t.max() == 999.0
+    assert heun(s_churn=8.0).plan(uniform()(edm(), 10, "zero"), edm()).call.sigma[0] > 100.0
 
 
 def test_a_grid_that_turns_is_refused():

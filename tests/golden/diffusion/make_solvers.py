@@ -18,6 +18,8 @@ import torch
 from diffusers import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -143,6 +145,25 @@ def diffusers(make, sigmas, start, noises=None, prediction="sample", **kwargs):
     return keep(states, x / alpha[-1])
 
 
+def flow_matching(make, sigmas, start):
+    """A flow-matching scheduler of diffusers along the times of given sigmas, as y = x / alpha."""
+    scheduler = make()
+    time = torch.from_numpy(sigmas / (1.0 + sigmas))
+    each = 2 if make is FlowMatchHeunDiscreteScheduler else 1
+    scheduler.set_timesteps(len(time) - 1)
+    visited = torch.cat([time[:1], time[1:-1].repeat_interleave(each)])
+    scheduler.sigmas = torch.cat([visited, time[-1:]])
+    scheduler.timesteps = 1000.0 * visited
+    x, states = torch.from_numpy(sigmas[0] * start) * (1.0 - time[0]), []
+    for k, t in enumerate(visited):
+        if k % each == 0:
+            states.append(x / (1.0 - t))
+        x0 = denoise(x / (1.0 - t), t / (1.0 - t))
+        scheduler._step_index = k
+        x = scheduler.step((x - x0) / t, scheduler.timesteps[k], x).prev_sample
+    return keep(states[: len(time) - 1], x)
+
+
 def pndm(steps, start, skip):
     """PNDM and PLMS of diffusers, whose grid is its own: 'leading' steps of the linear schedule."""
     scheduler = PNDMScheduler(
@@ -179,6 +200,10 @@ for key, sigmas in sigma_lists(np, alpha_bar).items():
         "heun_churn": k_diffusion("heun", *given, **CHURN),
         "lms": k_diffusion("lms", *given),
         "dpmpp_2s": k_diffusion("dpmpp_2s_ancestral", *given, eta=0.0),
+        "dpmpp_2s_ancestral": k_diffusion("dpmpp_2s_ancestral", *given),
+        "dpmpp_2s_ancestral_0.5": k_diffusion("dpmpp_2s_ancestral", *given, eta=0.5),
+        "euler_flow": flow_matching(FlowMatchEulerDiscreteScheduler, sigmas, start),
+        "heun_flow": flow_matching(FlowMatchHeunDiscreteScheduler, sigmas, start),
         "dpmpp_2m": k_diffusion("dpmpp_2m", *given),
         "dpmpp_2m_sde": k_diffusion("dpmpp_2m_sde", *given),
         "dpmpp_2m_sde_0.5": k_diffusion("dpmpp_2m_sde", *given, eta=0.5),
@@ -231,4 +256,4 @@ for key, sigmas in sigma_lists(np, alpha_bar).items():
 single = {
     k: v if k.endswith(("start", "noise")) else v.astype(np.float32) for k, v in golden.items()
 }
-np.savez_compressed(pathlib.Path(__file__).parent / "solvers.npz", **golden)
+np.savez_compressed(pathlib.Path(__file__).parent / "solvers.npz", **single)
