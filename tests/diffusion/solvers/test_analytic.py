@@ -10,8 +10,7 @@ from diffusion.grids import respaced, uniform
 from diffusion.schedules import edm, linear, rectified_flow, zero_terminal_snr
 from diffusion.solvers import at, ddim, ddpm
 from diffusion.solvers.analytic import EpsEstimates, estimate, load
-from tests.diffusion.solvers.test_rules import law, marginal
-from tests.diffusion.solvers.walk import MIXTURE
+from tests.diffusion.solvers.walk import MIXTURE, law, marginal
 
 
 def exact(grid, variance=0.3, mean=0.4):

@@ -27,7 +27,7 @@ from diffusion.solvers import (
     rk4,
     unipc,
 )
-from tests.diffusion.solvers.walk import GAUSSIAN, MIXTURE, rows, walk
+from tests.diffusion.solvers.walk import GAUSSIAN, MIXTURE, walk
 
 RNG = np.random.default_rng(0)
 START = RNG.standard_normal((2, 3))
@@ -215,79 +215,6 @@ def test_churn_is_that_of_karras():
         np.testing.assert_allclose(plan.churn_std[::2], 1.007 * np.sqrt(call**2 - sigma**2))
         np.testing.assert_array_equal(plan.call.sigma[1::2], plan.now.sigma[1::2])
         np.testing.assert_array_equal(plan.churn_std[1::2], 0.0)
-
-
-# --- stochastic solvers: the exact law of their samples
-
-
-def marginal(level):
-    """Mean and variance of GAUSSIAN noised to a level."""
-    return level.alpha * 0.4, level.alpha**2 * 0.3 + level.sigma**2
-
-
-def law(solver, grid, schedule):
-    """Mean and variance of samples of GAUSSIAN: every step is affine in all that it remembers."""
-    plan = rows(solver.plan(grid, schedule))
-    state, tree = jax.tree.flatten(solver.init(np.zeros(1)))
-    size = len(state)
-    mean, covariance = np.zeros(size), np.zeros((size, size))
-    mean[0], covariance[0, 0] = marginal(at(grid, 0))
-    for row in plan:
-
-        def step(z, noise, row=row):
-            out = solver.step(tree.unflatten(np.split(z, size)), GAUSSIAN, row, np.array([noise]))
-            return np.concatenate(jax.tree.leaves(out))
-
-        offset = step(np.zeros(size), 0.0)
-        linear_part = np.stack([step(unit, 0.0) - offset for unit in np.eye(size)], 1)
-        spread = step(np.zeros(size), 1.0) - offset
-        mean = offset + linear_part @ mean
-        covariance = linear_part @ covariance @ linear_part.T + np.outer(spread, spread)
-    return mean[0], covariance[0, 0]
-
-
-@pytest.mark.parametrize(
-    ("solver", "expected"),
-    [
-        (ddim(1.0), 1),
-        (euler(s_churn=20.0), 1),
-        (heun(s_churn=20.0), 2),
-        (dpmpp_2m_sde(), 2),
-        (dpmpp_2m_sde(0.3), 2),
-        (dpmpp_2m_sde(coefficients="exact"), 2),
-        (dpmpp_3m_sde(), 2),
-        (dpmpp_3m_sde(0.3), 2),
-        (dpmpp_2s(eta=1.0), 2),
-        (dpmpp_2s("eps", eta=0.5), 2),
-        (dpmpp_3s(eta=1.0), 3),
-    ],
-    ids=repr,
-)
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_order_of_the_law_of_stochastic_solvers(solver, expected, schedule):
-    """N(0.4, 0.3), from its noised law to its noised law: the variance converges.
-
-    The mean is exact. Three values do not make an SDE's third order: no polynomial has the noise
-    between them.
-    """
-    errors = []
-    for steps in (100, 200):
-        grid = schedule.level_of_logsnr(np.linspace(-9.0, 7.0, steps + 1))
-        mean, variance = law(solver, grid, schedule)
-        exact = marginal(at(grid, -1))
-        assert mean == pytest.approx(exact[0], rel=1e-10)
-        errors.append(abs(variance / exact[1] - 1.0))
-    assert np.log2(errors[0] / errors[1]) == pytest.approx(expected, abs=0.2)
-
-
-def test_exact_curvature_halves_the_error_of_3m_sde():
-    grid = linear().level_of_logsnr(np.linspace(-9.0, 7.0, 101))
-    exact = marginal(at(grid, -1))[1]
-    error = {
-        rule: abs(law(dpmpp_3m_sde(coefficients=rule), grid, linear())[1] / exact - 1.0)
-        for rule in ("exact", "reference")
-    }
-    assert error["exact"] < 0.6 * error["reference"]
 
 
 # --- pure noise, clean data

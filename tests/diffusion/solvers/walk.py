@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from diffusion import Prediction
+from diffusion.solvers import at
 
 
 def rows(plan):
@@ -41,3 +42,29 @@ def mixture(weights, means, variances):
 
 GAUSSIAN = mixture([1.0], [0.4], [0.3])
 MIXTURE = mixture([0.3, 0.7], [-0.8, 0.6], [0.05, 0.1])
+
+
+def marginal(level):
+    """Mean and variance of GAUSSIAN noised to a level."""
+    return level.alpha * 0.4, level.alpha**2 * 0.3 + level.sigma**2
+
+
+def law(solver, grid, schedule):
+    """Mean and variance of samples of GAUSSIAN: every step is affine in all that it remembers."""
+    plan = rows(solver.plan(grid, schedule))
+    state, tree = jax.tree.flatten(solver.init(np.zeros(1)))
+    size = len(state)
+    mean, covariance = np.zeros(size), np.zeros((size, size))
+    mean[0], covariance[0, 0] = marginal(at(grid, 0))
+    for row in plan:
+
+        def step(z, noise, row=row):
+            out = solver.step(tree.unflatten(np.split(z, size)), GAUSSIAN, row, np.array([noise]))
+            return np.concatenate(jax.tree.leaves(out))
+
+        offset = step(np.zeros(size), 0.0)
+        linear_part = np.stack([step(unit, 0.0) - offset for unit in np.eye(size)], 1)
+        spread = step(np.zeros(size), 1.0) - offset
+        mean = offset + linear_part @ mean
+        covariance = linear_part @ covariance @ linear_part.T + np.outer(spread, spread)
+    return mean[0], covariance[0, 0]
