@@ -77,7 +77,7 @@ def noises_of(solver, grid, schedule, shape):
 @pytest.mark.parametrize("last_step", ["zero", "sigma_min"])
 def test_plans_are_finite_float64_of_one_length(solver, last_step):
     for schedule in SCHEDULES:
-        for steps in (1, 2, 3, 4, 10, 40):
+        for steps in (1, 2, 4, 12):
             plan = solver.plan(uniform()(schedule, steps, last_step), schedule)
             ends = [plan.next._replace(logsnr=0.0), plan._replace(next=0.0)]
             for leaf in jax.tree.leaves(ends):
