@@ -176,11 +176,13 @@ def get_config(variant: str = "") -> ConfigDict:
     # Which times are visited: a line of `diffusion.GRIDS`; and how many steps.
     sample.grid = "respaced"
     sample.steps = 1000
-    # Prediction of the clean image in each step: 'none' or 'static' (clipped to [-1, 1]).
+    # The clean image predicted in each step: a line of `diffusion.CLIPS`; 'none', 'static' (clipped
+    # to [-1, 1]) or 'dynamic(percentile=0.995)'.
     sample.clip = "static"
     # After clipping, the noise is 'rederive'd from the clipped image (OpenAI) or left 'raw' (DDIM).
     sample.eps_after_clip = "rederive"
-    # The last step goes to 'zero' noise or stops at 'sigma_min'.
+    # The last step goes to 'zero' noise or stops at 'sigma_min', the least that the network knows;
+    # 'mean': from there the network's mean of the clean image.
     sample.last_step = "zero"
     # eps = eps_null + guidance * (eps_label - eps_null); 1: no guidance.
     sample.guidance = 1.0

@@ -57,7 +57,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ema = ConfigDict({"ema05": "power(std=0.05)", "ema10": "power(std=0.10)"})
     config.checkpoint.update(every=SNAPSHOT // BATCH, keep_every=SNAPSHOT // BATCH)
     config.mesh.update(data=1, fsdp=-1)
-    config.sample.update(solver="ddim(eta=0.0)", grid="uniform", steps=63, clip="none", ema="ema05")
+    # 63 calls of the network, without churn. (EDM's ADM on ImageNet 64 takes 256 steps with
+    # s_churn=40, s_min=0.05, s_max=50, s_noise=1.003; the older ADM, s_churn=80.)
+    config.sample.update(solver="heun()", grid="uniform", steps=32, clip="none", ema="ema05")
     if variant == "xs":
         config.model.channels = 128
         config.optimizer.learning_rate = 1.2e-2

@@ -5,6 +5,7 @@ and one line here.
 """
 
 from diffusion import (
+    clipping,
     grids,
     importance,
     parameterization,
@@ -18,7 +19,7 @@ from diffusion.guidance import classifier_free
 from diffusion.levels import NoiseLevel
 from diffusion.objective import Objective
 from diffusion.pixels import to_model, to_uint8
-from diffusion.sampler import sample, sample_keys
+from diffusion.sampler import integrate, sample, sample_keys
 from diffusion.schedules import Schedule
 from diffusion.solvers import Solver
 from diffusion.uncertainty import Uncertainty
@@ -73,10 +74,41 @@ TIME_SAMPLERS = {
     "cosmap": time_samplers.cosmap,
     "laplace": time_samplers.laplace,
 }
-GRIDS = {"respaced": grids.respaced, "uniform": grids.uniform}
-SOLVERS = {"ddpm": solvers.ddpm, "ddim": solvers.ddim}
+GRIDS = {
+    "respaced": grids.respaced,
+    "ddim_stride": grids.ddim_stride,
+    "quadratic": grids.quadratic,
+    "leading": grids.leading,
+    "linspace": grids.linspace,
+    "trailing": grids.trailing,
+    "uniform": grids.uniform,
+    "karras": grids.karras,
+    "uniform_logsnr": grids.uniform_logsnr,
+    "exponential": grids.uniform_logsnr,
+    "align_your_steps": grids.align_your_steps,
+}
+SOLVERS = {
+    "ddpm": solvers.ddpm,
+    "ddim": solvers.ddim,
+    "euler": solvers.euler,
+    "euler_ancestral": solvers.euler_ancestral,
+    "heun": solvers.heun,
+    "rk4": solvers.rk4,
+    "dpmpp_2s": solvers.dpmpp_2s,
+    "dpmpp_3s": solvers.dpmpp_3s,
+    "dpmpp_2m": solvers.dpmpp_2m,
+    "dpmpp_3m": solvers.dpmpp_3m,
+    "dpmpp_2m_sde": solvers.dpmpp_2m_sde,
+    "dpmpp_3m_sde": solvers.dpmpp_3m_sde,
+    "unipc": solvers.unipc,
+    "deis": solvers.deis,
+    "lms": solvers.lms,
+    "pndm": solvers.pndm,
+}
+CLIPS = {"none": clipping.none, "static": clipping.static, "dynamic": clipping.dynamic}
 
 __all__ = [
+    "CLIPS",
     "GRIDS",
     "PARAMETERIZATIONS",
     "SCHEDULES",
@@ -92,6 +124,7 @@ __all__ = [
     "classifier_free",
     "clip",
     "denoiser",
+    "integrate",
     "sample",
     "sample_keys",
     "to_model",

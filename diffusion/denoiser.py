@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion.levels import AnyArray, NoiseLevel, namespace
+from diffusion.clipping import Clip, keep
+from diffusion.levels import AnyArray, NoiseLevel
 from diffusion.options import check_option
 from diffusion.parameterization import Parameterization
 from diffusion.schedules import Schedule
 
-CLIP_RULES = ("none", "static")
 EPS_AFTER_CLIP = ("rederive", "raw")
 
 Condition = dict[str, Any] | None
@@ -78,21 +78,20 @@ def denoiser(
     return denoise
 
 
-def clip(denoiser: Denoiser, rule: str = "static", eps_after_clip: str = "rederive") -> Denoiser:
-    """Restrict the predicted clean image: 'static' to [-1, 1], 'none' not at all.
+def clip(denoiser: Denoiser, rule: Clip, eps_after_clip: str = "rederive") -> Denoiser:
+    """Restrict the predicted clean image by a rule of `clipping`, such as `clipping.static()`.
 
     eps_after_clip says which noise goes with the clipped image: 'rederive' (x - alpha x0) / sigma
     (OpenAI), or 'raw', as predicted (the DDIM authors, diffusers). Guidance goes inside:
     clip(classifier_free(...)), since the clipped predictions are no longer affine in each other.
     """
-    check_option("clip", rule, CLIP_RULES)
     check_option("eps_after_clip", eps_after_clip, EPS_AFTER_CLIP)
-    if rule == "none":
+    if rule is keep:
         return denoiser
 
     def denoise(x: AnyArray, level: NoiseLevel, condition: Condition = None) -> Prediction:
         prediction = denoiser(x, level, condition)
-        x0, eps = namespace(x).clip(prediction.x0, -1.0, 1.0), prediction.eps
+        x0, eps = rule(prediction.x0), prediction.eps
         if eps_after_clip == "rederive":
             # (x - alpha x0) / sigma, as a change of eps: exact where nothing was clipped.
             level = level.like(x)

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import models
-from training import command_line, components, tasks
+from training import command_line, components, sampler, tasks
 from training.config import freeze, validate
 
 PARTS = ("__init__", "base", "networks")
@@ -41,6 +41,27 @@ def test_networks_have_the_papers_size(name):
     make_task = components.lookup(tasks.TASKS, config.task, "config.task")
     params = jax.eval_shape(make_task(config).init, jax.random.key(0))
     assert models.count_parameters(params) == pytest.approx(COUNTS[name], rel=4e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        ("configs/cifar10_edm.py", 35),
+        ("configs/cifar10_edm.py:conditional", 35),
+        ("configs/cifar10_edm.py:ncsnpp", 35),
+        ("configs/imagenet64_edm2.py", 63),
+        ("configs/imagenet64_edm2.py:xs", 63),
+    ],
+)
+def test_samplers_take_the_papers_calls(name, calls):
+    """Heun on Karras' levels from 80 to 0.002, then clean data."""
+    config = freeze(command_line.read(name))
+    task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
+    built = sampler.build_sampler(config, task)
+    assert built.calls_per_image == calls
+    plan = built.plan({})
+    assert plan.now.sigma[[0, -1]] == pytest.approx([80.0, 0.002])
+    assert plan.next.sigma[-1] == 0.0
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -33,6 +33,7 @@ CALLS = {
     "optimizer.name": "training.optimizer:OPTIMIZERS",
     "sample.solver": "diffusion:SOLVERS",
     "sample.grid": "diffusion:GRIDS",
+    "sample.clip": "diffusion:CLIPS",
 }
 # Types of literals.
 PLAIN = (bool, int, float, str, tuple)

@@ -84,10 +84,11 @@ def build_sampler(config: Any, task: Any) -> Sampler:
             "(config.diffusion.variance = 'learned_range' in training); take variance='fixed_small'"
         )
     make_grid = build(diffusion.GRIDS, settings.grid, "config.sample.grid")
+    clip = build(diffusion.CLIPS, settings.clip, "config.sample.clip")
 
     def plan_of(schedule: diffusion.Schedule) -> Any:
         try:
-            plan = solver.plan(make_grid(schedule, settings.steps, settings.last_step))
+            plan = solver.plan(make_grid(schedule, settings.steps, settings.last_step), schedule)
         except ValueError as error:
             raise ConfigError(f"config.sample: {error}") from error
         return jax.tree.map(np.float32, plan)
@@ -117,12 +118,13 @@ def build_sampler(config: Any, task: Any) -> Sampler:
         if guided:
             null = {"label": np.int32(task.null_label)}
             denoiser = diffusion.classifier_free(denoiser, null, inputs.guidance)
-        denoiser = diffusion.clip(denoiser, settings.clip, settings.eps_after_clip)
+        denoiser = diffusion.clip(denoiser, clip, settings.eps_after_clip)
         condition = {"label": labels} if task.num_classes else None
         keys = diffusion.sample_keys(seed, indices)
         return diffusion.sample(denoiser, solver, inputs.plan, keys, task.image_shape, condition)
 
-    calls = settings.steps * _calls_per_step(solver, fixed) * (2 if guided else 1)
+    # A row of the plan is one call.
+    calls = len(fixed.now.t) * (2 if guided else 1)
     return Sampler(draw, plan, settings.guidance, calls)
 
 
@@ -140,19 +142,3 @@ def sample_labels(
         return np.full(indices.shape, int(rule), np.int32)
     classes = f"or '0' to '{num_classes - 1}'" if num_classes else "for a model without classes"
     raise ConfigError(f"config.sample.labels = {rule!r}: must be 'cycle' {classes}")
-
-
-def _calls_per_step(solver: diffusion.Solver, plan: Any) -> int:
-    """How often one step asks the denoiser, found by tracing one with a denoiser that counts."""
-    calls = 0
-
-    def denoiser(x, level):
-        nonlocal calls
-        calls += 1
-        return diffusion.Prediction(x, x, x)
-
-    def step(x, row):
-        return solver.step(solver.init(x), denoiser, row, x)
-
-    jax.eval_shape(step, np.zeros((1, 1), np.float32), jax.tree.map(lambda leaf: leaf[0], plan))
-    return calls

@@ -5,6 +5,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion import PARAMETERIZATIONS, Prediction, clip, denoiser, sample, sample_keys
+from diffusion.clipping import static
 from diffusion.grids import respaced, uniform
 from diffusion.schedules import edm, linear, rectified_flow
 from diffusion.solvers import ddim, ddpm
@@ -18,12 +19,12 @@ def toy(schedule=None, kind="eps"):
         label = 0.0 if condition is None else condition["label"][:, None, None, None]
         return jnp.tanh(x + 1e-3 * time[:, None, None, None] + label)
 
-    return clip(denoiser(network, schedule or linear(), PARAMETERIZATIONS[kind]()))
+    return clip(denoiser(network, schedule or linear(), PARAMETERIZATIONS[kind]()), static())
 
 
 def draw(indices, solver=None, grid=None, condition=None, denoise=None):
     solver = solver or ddpm("fixed_large")
-    plan = solver.plan(grid or respaced()(linear(), 10, "zero"))
+    plan = solver.plan(grid or respaced()(linear(), 10, "zero"), linear())
     keys = sample_keys(SEED, jnp.asarray(indices))
     return sample(denoise or toy(), solver, plan, keys, SHAPE, condition)
 
@@ -31,7 +32,7 @@ def draw(indices, solver=None, grid=None, condition=None, denoise=None):
 def test_is_the_documented_recipe():
     """fold_in(seed, i); then fold_in(., 0) for the start and fold_in(., k) for step k."""
     solver, grid = ddpm("fixed_large"), respaced()(linear(), 5, "zero")
-    plan = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), solver.plan(grid))
+    plan = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), solver.plan(grid, linear()))
     key = jax.random.fold_in(SEED, 3)
     x = jnp.float32(grid.sigma[0]) * jax.random.normal(jax.random.fold_in(key, 0), SHAPE)[None]
     for k in range(5):
@@ -57,7 +58,7 @@ def test_nor_on_the_number_of_devices():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     solver = ddpm("fixed_large")
-    plan = solver.plan(respaced()(linear(), 4, "zero"))
+    plan = solver.plan(respaced()(linear(), 4, "zero"), linear())
     program = jax.jit(lambda plan, keys: sample(toy(), solver, plan, keys, SHAPE))
     one = program(plan, sample_keys(SEED, indices))
     many = program(plan, jax.device_put(sample_keys(SEED, indices), sharding))
@@ -86,7 +87,7 @@ def test_a_new_plan_or_seed_of_the_same_length_recompiles_nothing():
     solver = ddim()
     program = jax.jit(lambda plan, keys: sample(toy(), solver, plan, keys, SHAPE))
     for grid, last_step, first in ((respaced(), "zero", 0), (uniform(), "sigma_min", 2)):
-        plan = solver.plan(grid(linear(), 6, last_step))
+        plan = solver.plan(grid(linear(), 6, last_step), linear())
         program(plan, sample_keys(SEED, first + jnp.arange(2)))
     assert program._cache_size() == 1
 
@@ -114,7 +115,7 @@ def test_float32_scan_follows_the_float64_trajectory(schedule):
         total = 0.25 * level.alpha**2 + level.sigma**2
         return Prediction(0.25 * level.alpha / total * x, level.sigma / total * x)
 
-    plan = ddim().plan(uniform()(schedule, 250, "zero"))
+    plan = ddim().plan(uniform()(schedule, 250, "zero"), schedule)
     keys = sample_keys(SEED, jnp.arange(2))
     single = sample(denoise, ddim(), plan, keys, SHAPE)
     x = np.stack([jax.random.normal(jax.random.fold_in(key, 0), SHAPE) for key in keys])

@@ -142,7 +142,7 @@ def test_sampling_begins_at_pure_noise(schedule, name):
     form = PARAMETERIZATIONS["v"]()
     grid = (uniform() if zero.num_timesteps is None else respaced())(zero, 5, "zero")
     solver = SOLVERS[name]()
-    plan = solver.plan(grid)
+    plan = solver.plan(grid, zero)
     assert grid.logsnr[0] == -np.inf
     denoise = denoiser(lambda x, time, condition: -0.3 * x, zero, form)
     keys = sample_keys(jax.random.key(0), jnp.arange(3))

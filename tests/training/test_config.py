@@ -219,7 +219,7 @@ def test_validate_takes_right_configs(fields):
         ({"optimizer__decay": "cos"}, "must be 'constant' or 'cosine' or 'linear' or 'inv"),
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate = nan"),
         ({"sample__guidance": float("inf")}, "config.sample.guidance = inf"),
-        ({"sample__clip": "dynamic"}, "config.sample.clip = 'dynamic': must be 'none' or 'static'"),
+        ({"sample__last_step": "one"}, "must be 'zero' or 'sigma_min' or 'mean'"),
         ({"convert__shards": -1}, "config.convert.shards = -1: must be 0 or more"),
         ({"convert__split": "a/b"}, "config.convert.split = 'a/b': must be a plain name"),
         ({"convert__fields": "image"}, "config.convert.fields = 'image': must be a tuple"),

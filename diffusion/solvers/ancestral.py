@@ -1,13 +1,7 @@
-"""Rules of one sampling step, from a noise level to the next.
+"""Ancestral sampling (DDPM) and its family with less noise (DDIM)."""
 
-Coefficients are made once on the host in float64 from differences of logsnr; the step itself only
-multiplies and adds. Every solver takes every scaling (vp, ve, flow) and parameterization.
-"""
-
-import abc
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -17,52 +11,25 @@ from diffusion.denoiser import Prediction
 from diffusion.gaussian import learned_range_log_variance, posterior, reverse_chain
 from diffusion.levels import AnyArray, NoiseLevel, namespace
 from diffusion.options import check_option
+from diffusion.schedules import Schedule
+from diffusion.solvers import analytic
+from diffusion.solvers.base import Bound, Solver, Table, pairs
 
-VARIANCES = ("fixed_small", "fixed_large", "learned_range")
-# float64 numpy [steps] in a plan; a scalar in the row of it that a step is given.
-Table = ArrayLike
-# A denoiser with its condition bound.
-Bound = Callable[[AnyArray, NoiseLevel], Prediction]
-
-
-class Solver(abc.ABC):
-    """plan(grid) on the host, then init, step for each row of the plan, output.
-
-    A plan is a NamedTuple of arrays with leading axis N, with at least `now` and `next`.
-    """
-
-    @abc.abstractmethod
-    def plan(self, grid: NoiseLevel) -> Any:
-        """Coefficients of the N steps of a grid of N + 1 levels, float64 numpy."""
-
-    @abc.abstractmethod
-    def step(
-        self, state: Any, denoiser: Bound, plan: Any, noise: Float[AnyArray, "batch *shape"]
-    ) -> Any:
-        """The state at `plan.next`, for one row of the plan; noise is standard normal."""
-
-    def init(self, x: Float[AnyArray, "batch *shape"]) -> Any:
-        """The state at the first level: here x itself."""
-        return x
-
-    def output(self, state: Any) -> Float[AnyArray, "batch *shape"]:
-        """The sample of the last state: here the state itself."""
-        return state
-
-
-def _pairs(grid: NoiseLevel) -> tuple[NoiseLevel, NoiseLevel]:
-    return NoiseLevel(*(f[:-1] for f in grid)), NoiseLevel(*(f[1:] for f in grid))
+VARIANCES = ("fixed_small", "fixed_large", "learned_range", "analytic")
 
 
 class DDPMPlan(NamedTuple):
-    """mean = x0_coef x0 + z_coef x; noise_scale is 0 in a step to clean data and 1 elsewhere."""
+    """mean = x0_coef x0 + z_coef x; noise_scale is 0 in a step to clean data and 1 elsewhere.
+
+    log_low and log_high are the ends of a learned log variance; a fixed one is both of them.
+    """
 
     now: NoiseLevel
     next: NoiseLevel
     x0_coef: Table
     z_coef: Table
-    log_small: Table
-    log_large: Table
+    log_low: Table
+    log_high: Table
     noise_scale: Table
 
 
@@ -71,39 +38,49 @@ class DDPM(Solver):
     """Ancestral sampling: the posterior's mean at the predicted x0 (DDPM, algorithm 2)."""
 
     variance: str
+    estimates: str
 
     def __post_init__(self):
         check_option("ddpm: variance", self.variance, VARIANCES)
+        if (self.variance == "analytic") != bool(self.estimates):
+            raise ValueError(
+                f"ddpm: variance={self.variance!r} with estimates={self.estimates!r}: 'analytic' "
+                "needs the file that solvers.analytic.estimate(...).save wrote, others none"
+            )
 
-    def plan(self, grid: NoiseLevel) -> DDPMPlan:
+    @property
+    def stochastic(self) -> bool:
+        """Always."""
+        return True
+
+    def plan(self, grid: NoiseLevel, schedule: Schedule) -> DDPMPlan:
         """Chain over the visited levels: its betas are those of the respaced process."""
-        now, after = _pairs(grid)
+        now, after = pairs(grid, "ddpm", stochastic=True)
         chain = reverse_chain(grid)
         clean = after.sigma == 0.0
-        log_large = chain.log_large
-        if self.variance == "fixed_large":
+        low, high = chain.log_small, chain.log_large
+        if self.variance == "fixed_small":
+            high = low
+        elif self.variance == "fixed_large":
             # OpenAI's rule "for a better decoder likelihood"; no noise is added there anyway.
-            log_large = np.where(clean, chain.log_small, log_large)
+            low = high = np.where(clean, low, high)
+        elif self.variance == "analytic":
+            unknown = analytic.load(self.estimates).x0_variance(now.logsnr)
+            low = high = np.log(np.exp(low) + chain.x0_coef**2 * unknown)
         noise_scale = np.where(clean, 0.0, 1.0)
-        return DDPMPlan(
-            now, after, chain.x0_coef, chain.z_coef, chain.log_small, log_large, noise_scale
-        )
+        return DDPMPlan(now, after, chain.x0_coef, chain.z_coef, low, high, noise_scale)
 
     def log_variance(self, prediction: Prediction, plan: DDPMPlan) -> ArrayLike:
         """log variance of p(z_next | z_now) before `noise_scale`."""
-        if self.variance == "fixed_small":
-            return plan.log_small
-        if self.variance == "fixed_large":
-            return plan.log_large
+        if self.variance != "learned_range":
+            return plan.log_low
         if prediction.variance_fraction is None:
             raise ValueError(
                 "ddpm(variance='learned_range') needs a network with a learned variance, and this "
                 "one predicts none. Use 'fixed_small' or 'fixed_large', or train with "
                 "diffusion.variance='learned_range'."
             )
-        return learned_range_log_variance(
-            prediction.variance_fraction, plan.log_small, plan.log_large
-        )
+        return learned_range_log_variance(prediction.variance_fraction, plan.log_low, plan.log_high)
 
     def step(
         self,
@@ -119,9 +96,12 @@ class DDPM(Solver):
         return mean + plan.noise_scale * std * noise
 
 
-def ddpm(variance: str = "fixed_small") -> DDPM:
-    """Ancestral sampling with variance 'fixed_small', 'fixed_large' (beta) or 'learned_range'."""
-    return DDPM(variance)
+def ddpm(variance: str = "fixed_small", estimates: str = "") -> DDPM:
+    """Ancestral sampling with variance 'fixed_small', 'fixed_large' (beta) or 'learned_range'.
+
+    Or 'analytic', that of Bao et al. 2022, with the path of its `analytic.EpsEstimates`.
+    """
+    return DDPM(variance, estimates)
 
 
 class DDIMPlan(NamedTuple):
@@ -144,9 +124,16 @@ class DDIM(Solver):
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"ddim: eta={self.eta} must lie in [0, 1]")
 
-    def plan(self, grid: NoiseLevel) -> DDIMPlan:
+    @property
+    def stochastic(self) -> bool:
+        """For eta above 0."""
+        return self.eta > 0.0
+
+    def plan(self, grid: NoiseLevel, schedule: Schedule) -> DDIMPlan:
         """eps_coef^2 + noise_std^2 = sigma_next^2."""
-        now, after = _pairs(grid)
+        now, after = pairs(grid, f"ddim(eta={self.eta})", self.stochastic)
+        if not self.stochastic:
+            return DDIMPlan(now, after, after.alpha, after.sigma, np.zeros_like(after.sigma))
         eta2 = self.eta**2
         # sigma_next^2 - eta^2 (posterior variance), without the difference.
         ratio = (1.0 - eta2) + eta2 * np.exp(now.logsnr - after.logsnr)
@@ -169,4 +156,9 @@ class DDIM(Solver):
 
 def ddim(eta: float = 0.0) -> DDIM:
     """Deterministic at eta = 0; at eta = 1 ancestral sampling with the posterior's variance."""
+    return DDIM(eta)
+
+
+def euler_ancestral(eta: float = 1.0) -> DDIM:
+    """k-diffusion's name of `ddim`: its Euler step down and noise up are the same numbers."""
     return DDIM(eta)

@@ -1,4 +1,4 @@
-"""Solvers against closed forms (in float64 numpy) and against other people's programs."""
+"""DDPM and DDIM against closed forms (in float64 numpy) and other people's programs."""
 
 import pathlib
 
@@ -7,22 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import PARAMETERIZATIONS, SCHEDULES, Prediction, clip, denoiser
-from diffusion.gaussian import posterior
+from diffusion import CLIPS, PARAMETERIZATIONS, SCHEDULES, Prediction, clip, denoiser
+from diffusion.gaussian import posterior, reverse_chain
 from diffusion.grids import respaced, uniform
 from diffusion.levels import NoiseLevel, alpha_sigma
 from diffusion.schedules import cosine, edm, linear, rectified_flow
 from diffusion.solvers import ddim, ddpm
 from tests.golden.diffusion.toy import eps_of, fraction_of
 
-FOLDER = pathlib.Path(__file__).parents[1] / "golden/diffusion"
+FOLDER = pathlib.Path(__file__).parents[2] / "golden/diffusion"
 OPENAI, DIFFUSERS = np.load(FOLDER / "openai.npz"), np.load(FOLDER / "diffusers.npz")
 RNG = np.random.default_rng(0)
+# These two solvers ask nothing of the schedule that a grid is on.
+ANY = linear()
 
 
 def run(solver, grid, denoise, start, noises):
     """All states, the first one included; numpy in, float64 numpy out."""
-    plan = solver.plan(grid)
+    plan = solver.plan(grid, ANY)
     states = [solver.init(start)]
     for k, noise in enumerate(noises):
         row = jax.tree.map(lambda leaf, k=k: leaf[k], plan)
@@ -50,7 +52,7 @@ def moments(solver, grid, mean, variance):
     """
     m, v = grid.alpha[0] * mean, grid.alpha[0] ** 2 * variance + grid.sigma[0] ** 2
     denoise = gaussian_denoiser(mean, variance)
-    plan = solver.plan(grid)
+    plan = solver.plan(grid, ANY)
     for k in range(len(plan.x0_coef)):
         row = jax.tree.map(lambda leaf, k=k: leaf[k], plan)
 
@@ -187,26 +189,27 @@ def test_a_last_step_to_sigma_min_does(solver):
 
 def test_fixed_large_takes_the_copied_variance_at_its_last_entry():
     grid = respaced()(linear(), 1000, "zero")
-    plan = ddpm("fixed_large").plan(grid)
-    assert plan.log_large[-1] == plan.log_small[-2] == plan.log_small[-1]
-    np.testing.assert_allclose(np.exp(plan.log_large[:-1]), linear().betas[:0:-1])
+    plan = ddpm("fixed_large").plan(grid, ANY)
+    chain = reverse_chain(grid)
+    assert plan.log_low[-1] == chain.log_small[-2] == chain.log_small[-1]
+    np.testing.assert_allclose(np.exp(plan.log_low[:-1]), linear().betas[:0:-1])
     # learned_range keeps beta_0 as its upper end.
-    learned = ddpm("learned_range").plan(grid)
-    assert np.exp(learned.log_large[-1]) == pytest.approx(1e-4)
+    learned = ddpm("learned_range").plan(grid, ANY)
+    assert np.exp(learned.log_high[-1]) == pytest.approx(1e-4)
 
 
 def test_betas_are_those_of_the_visited_chain():
     grid = respaced()(linear(), 10, "zero")
     alpha_bar = grid.alpha**2
-    plan = ddpm("fixed_large").plan(grid)
+    plan = ddpm("fixed_large").plan(grid, ANY)
     expected = 1.0 - alpha_bar[:-1] / alpha_bar[1:]
-    np.testing.assert_allclose(np.exp(plan.log_large[:-1]), expected[:-1])
+    np.testing.assert_allclose(np.exp(plan.log_low[:-1]), expected[:-1])
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("schedule", [linear(), rectified_flow(), edm()])
 def test_ddim_keeps_the_marginal_deviation(eta, schedule):
-    plan = ddim(eta).plan(uniform()(schedule, 30, "zero"))
+    plan = ddim(eta).plan(uniform()(schedule, 30, "zero"), schedule)
     np.testing.assert_allclose(plan.eps_coef**2 + plan.noise_std**2, plan.next.sigma**2)
     variance = posterior(plan.now, plan.next).variance
     np.testing.assert_allclose(plan.noise_std**2, eta**2 * variance)
@@ -217,7 +220,7 @@ def test_ddim_keeps_the_marginal_deviation(eta, schedule):
 @pytest.mark.parametrize("last_step", ["zero", "sigma_min"])
 def test_plans_are_finite_float64_of_one_length(solver, schedule, last_step):
     for steps in (1, 2, 100):
-        plan = solver.plan(uniform()(schedule, steps, last_step))
+        plan = solver.plan(uniform()(schedule, steps, last_step), schedule)
         assert all(leaf.shape == (steps,) for leaf in jax.tree.leaves(plan))
         assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(plan))
         finite = plan._replace(next=plan.next._replace(logsnr=np.zeros(steps)))
@@ -260,7 +263,7 @@ def toy_denoiser(schedule, learned, rule, eps_after_clip="rederive"):
         fraction = fraction_of(np, x, time) if learned else None
         return Prediction(*PARAMETERIZATIONS["eps"]().prediction(raw, x, level), fraction)
 
-    clipped = clip(denoise, rule, eps_after_clip)
+    clipped = clip(denoise, CLIPS[rule](), eps_after_clip)
     return lambda x, level: clipped(x, level, None)
 
 
@@ -273,7 +276,7 @@ def toy_in_jax(schedule, learned, rule, eps_after_clip="rederive"):
         return jnp.concatenate(parts[: 1 + learned], -1)
 
     joined = denoiser(network, schedule, PARAMETERIZATIONS["eps"](), learned_variance=learned)
-    clipped = clip(joined, rule, eps_after_clip)
+    clipped = clip(joined, CLIPS[rule](), eps_after_clip)
     return lambda x, level: clipped(x, level, None)
 
 
