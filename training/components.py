@@ -33,6 +33,7 @@ CALLS = {
     "optimizer.name": "training.optimizer:OPTIMIZERS",
     "sample.solver": "diffusion:SOLVERS",
     "sample.grid": "diffusion:GRIDS",
+    "sample.guidance": "diffusion:GUIDANCES",
 }
 # Types of literals.
 PLAIN = (bool, int, float, str, tuple)

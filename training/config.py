@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base, networks
 from training import posthoc
-from training.components import ConfigError, nearest
+from training.components import ConfigError, nearest, parse
 from training.files import atomic_write
 
 # A ConfigDict, frozen or not, is no Mapping.
@@ -205,7 +205,7 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
         value, kind = given[field], type(default)
         if type(value) is not kind and not (kind is float and type(value) is int):
             yield f"{field} = {value!r}: must be {TYPES[kind]}"
-    for field in ("data.augmentations", "convert.fields", "evaluate.metrics"):
+    for field in ("data.augmentations", "convert.fields", "evaluate.metrics", "sample.guidance"):
         if any(not isinstance(item, str) for item in given[field]):
             yield f"{field} = {given[field]!r}: must be a tuple of strings"
 
@@ -260,7 +260,6 @@ RULES: dict[str, Rule] = {
     "sample.clip": _one_of("none", "static"),
     "sample.eps_after_clip": _one_of("rederive", "raw"),
     "sample.last_step": _one_of("zero", "sigma_min"),
-    "sample.guidance": (math.isfinite, "a finite number"),
     "sample.count": _at_least(1),
     "sample.batch_size": _at_least(1),
     "sample.seed": (lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1"),
@@ -299,12 +298,12 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
         )
     if null_class and not classes:
         yield "model.null_class = True: needs classes; set config.model.num_classes"
-    for field, value, off in (
-        ("diffusion.label_dropout", config.diffusion.label_dropout, 0),
-        ("sample.guidance", sample.guidance, 1),
-    ):
-        if value != off and not null_class:
-            yield f"{field} = {value!r}: must be {off}, or set config.model.null_class=True"
+    yield from _check_guidance(sample.guidance, null_class)
+    dropout = config.diffusion.label_dropout
+    if dropout and not null_class:
+        yield (
+            f"diffusion.label_dropout = {dropout!r}: must be 0, or set config.model.null_class=True"
+        )
     loss, variance = config.diffusion.loss, config.diffusion.variance
     learns_variance = loss in ("hybrid", "vlb")
     if not learns_variance and variance != "fixed":
@@ -344,6 +343,21 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
             yield (
                 f"sample.labels = {sample.labels!r}: must be 'cycle'"
                 + (f" or a class from '0' to '{classes - 1}'" if classes else "")
+            )
+
+
+def _check_guidance(names: Sequence[str], null_class: bool) -> Iterator[str]:
+    """Seen here, so that a run does not train until its first preview to find it out."""
+    for name in names:
+        try:
+            call = parse(name)
+        except ConfigError:
+            continue  # components.check says what is wrong with it
+        compares = call.name in ("classifier_free", "cfg_plus_plus", "adaptive_projected")
+        if compares and "negative" not in call.arguments and not null_class:
+            yield (
+                f"sample.guidance = {name!r}: compares with 'no label'; set "
+                "config.model.null_class=True, give it negative=..., or take ()"
             )
 
 

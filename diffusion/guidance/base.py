@@ -169,7 +169,7 @@ def _together(
     ]
 
 
-def inside(level: NoiseLevel, interval: tuple[Number, Number], x: AnyArray) -> AnyArray:
+def inside(level: NoiseLevel, interval: tuple[Number, Number], x: AnyArray) -> ArrayLike:
     """Whether sigma / alpha is in (low, high], to multiply x."""
     xp = namespace(level.logsnr)
     sigma = xp.exp(-0.5 * xp.asarray(level.logsnr))

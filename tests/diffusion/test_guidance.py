@@ -250,7 +250,7 @@ def test_classifier_shift_is_adms_shift_of_the_ancestral_mean():
     ADM's is Bayes' rule to first order in the step; the shift of x0 is exact for any step.
     """
     schedule = linear()
-    grid = diffusion.GRIDS["respaced"](schedule, 1000, "zero")
+    grid = diffusion.GRIDS["respaced"]()(schedule, 1000, "zero")
     solver = diffusion.SOLVERS["ddpm"](variance="fixed_large")
     plan = solver.plan(grid, schedule)
     k = 400
