@@ -57,6 +57,11 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
             f"config.data.field = {config.data.field!r}: samples of this run are latents, and the "
             "autoencoder that makes images of them is not part of it; --mode=sample is for images"
         )
+    if config.task == "classifier":
+        raise ConfigError(
+            "config.task = 'classifier': has no samples; name this run in config.sample.guidance "
+            "of a diffusion run, classifier(scale=1.0, workdir=...)"
+        )
     task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
     mesh = make_mesh(**config.mesh)
     others = companions.restore(config, workdir, mesh)

@@ -74,8 +74,8 @@ def build_sampler(config: Any, task: Any, companions: Sequence[Any] = ()) -> Sam
         task: gives `network`, `schedule`, `parameterization`, `learned_variance`, `image_shape`,
             `num_classes`, `null_label` (None without one) and `split(params)`, as
             `training.tasks.diffusion`.
-        companions: for each guidance its other network (`training.companions`), or None; without them, as
-            in previews, the guidances that need one are left out.
+        companions: for each guidance its other network (`training.companions`), or None; without
+            them, as in previews, the guidances that need one are left out.
 
     Raises:
         ConfigError: the sampler asks for what the network cannot give.
