@@ -206,8 +206,9 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
         if type(value) is not kind and not (kind is float and type(value) is int):
             yield f"{field} = {value!r}: must be {TYPES[kind]}"
     for field in ("data.augmentations", "convert.fields", "evaluate.metrics", "sample.guidance"):
-        if any(not isinstance(item, str) for item in given[field]):
-            yield f"{field} = {given[field]!r}: must be a tuple of strings"
+        value = given[field]
+        if isinstance(value, tuple) and any(not isinstance(item, str) for item in value):
+            yield f"{field} = {value!r}: must be a tuple of strings"
 
 
 # What a value may be: a test, and the words for it.

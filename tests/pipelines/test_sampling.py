@@ -112,7 +112,7 @@ def test_name_says_the_sampler(tmp_path):
     config = make_config(solver="ddim(eta=0.5)", seed=4)
     sampling.sample(config, start(tmp_path, config))
     name, digest = only(tmp_path).name.rsplit("-", 1)
-    assert name == "step70-default-ddim_eta_0.5-respaced-3steps-guidance1-seed4"
+    assert name == "step70-default-ddim_eta_0.5-respaced-3steps-unguided-seed4"
     assert len(digest) == 8
 
 
