@@ -41,14 +41,12 @@ def attend(
 def replace_rows(
     out: Float[Array, "batch *shape"],
     v: Float[Array, "batch *shape"],
-    identity: Bool[Array, " batch"] | None,
+    identity: Bool[Array, " batch"],
 ) -> Float[Array, "batch *shape"]:
     """Where identity is True, values v pass by as if each position attended to itself alone.
 
     That is perturbed-attention guidance (Ahn et al. 2024, eq. 14).
     """
-    if identity is None:
-        return out
     return jnp.where(identity.reshape(-1, *(1,) * (out.ndim - 1)), v, out)
 
 
@@ -107,5 +105,6 @@ class SelfAttention(nnx.Module):
             if context.mask is not None:
                 mask = jnp.pad(context.mask, ((0, 0), (0, height * width)), constant_values=True)
         out = attend(q, k, v, mask, implementation=self.implementation)
-        out = replace_rows(out, own, identity)
+        if identity is not None:
+            out = replace_rows(out, own, identity)
         return x + self.projection(out.reshape(x.shape))

@@ -74,7 +74,9 @@ class Attention(nnx.Module):
         qkv = self.qkv(x).reshape(batch, tokens, 3, heads, width // heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         out = jax.nn.dot_product_attention(q, k, v, implementation=self.config.attention)
-        return self.projection(replace_rows(out, v, identity).reshape(x.shape))
+        if identity is not None:
+            out = replace_rows(out, v, identity)
+        return self.projection(out.reshape(x.shape))
 
 
 class Block(nnx.Module):

@@ -101,7 +101,8 @@ class Attention(nnx.Module):
         kv = self.kv(source.tokens).reshape(batch, -1, 2, self.heads, channels // self.heads)
         k, v = kv[:, :, 0], kv[:, :, 1]
         out = attend(q, k, v, source.mask, implementation=self.implementation)
-        out = replace_rows(out, v, identity)
+        if identity is not None:
+            out = replace_rows(out, v, identity)
         return self.projection(out.reshape(x.shape))
 
 
