@@ -9,6 +9,7 @@ from training import checkpoints, components, guidance, tasks
 from training.components import ConfigError
 from training.config import flatten
 from training.guidance import FIELD
+from training.posthoc import is_posthoc
 from training.workdir import Workdir
 
 # What the run of another network has to have in common with the one that is sampled.
@@ -20,6 +21,8 @@ _SHARED = (
     "diffusion.schedule",
     "diffusion.parameterization",
 )
+# Of its config, all that decides its parameters.
+_SECTIONS = ("task", "seed", "data", "model", "diffusion", "train", "optimizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +77,9 @@ def _restore(name: str, item: Any, config: Any, workdir: Workdir, mesh: Any) -> 
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     fields = other.to_dict()
-    identity = {"checkpoint": step, "ema": ema, "seed": fields["seed"]} | {
-        section: fields[section] for section in ("task", "data", "model", "diffusion", "train")
-    }
+    identity = {"checkpoint": step, "ema": ema} | {name: fields[name] for name in _SECTIONS}
+    if is_posthoc(ema):
+        identity["snapshots"] = checkpoints.snapshots(there.checkpoints, step)
     if item.companion == "classifier":
         return Companion(task, params, task.log_prob, identity)
     return Companion(task, params, lambda weights: guidance.denoiser_of(task, weights), identity)

@@ -1,10 +1,10 @@
 """Guidance of exact denoisers: images of one class are a Gaussian about the class's own image."""
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 import diffusion
@@ -98,7 +98,7 @@ def test_classifier_free_is_the_affine_combination(schedule, level, scale):
         np.testing.assert_array_equal(got.eps, own.eps)
 
 
-@given(st.floats(-2, 20))
+@hypothesis.given(st.floats(-2, 20))
 def test_both_conventions_are_one_apart(w):
     level = LEVELS[0][1]
     ours = guided(GUIDANCES["classifier_free"](scale=1.0 + w), level=level)
@@ -210,6 +210,38 @@ def test_rescale_gives_the_networks_output_the_conditional_spread(kind):
         raw(results[0.7]), 0.7 * ratio * plain + 0.3 * plain, rtol=1e-9, atol=1e-12
     )
     assert_consistent(results[0.7], level)
+
+
+def given(**fields):
+    """A denoiser that gives one prediction with a label and another one without."""
+
+    def denoise(x, level, condition):
+        np.testing.assert_array_equal(condition["label"] == NONE, [0, 0, 1, 1])
+        both = {name: np.concatenate(pair) for name, pair in fields.items()}
+        wide = level.like(x)
+        if "eps" in both:
+            return Prediction((x - wide.sigma * both["eps"]) / wide.alpha, both["eps"])
+        return Prediction(both["x0"], (x - wide.alpha * both["x0"]) / wide.sigma)
+
+    return denoise
+
+
+@pytest.mark.parametrize("kind", ["rescaled", "projected"])
+def test_values_of_diffusers(kind):
+    golden = np.load("tests/golden/diffusion/guidance.npz")
+    scale, share, parallel, threshold = golden["numbers"]
+    pair = golden["conditional"], golden["null"]
+    level, x = linear().level(400), np.ones_like(pair[0])
+    condition = {"label": np.zeros(len(x), int)}
+    if kind == "rescaled":
+        guidance = GUIDANCES["classifier_free"](scale=scale, rescale=share)
+        got = guide(given(eps=pair), (guidance,), EPS, NULL)(x, level, condition).eps
+    else:
+        guidance = GUIDANCES["adaptive_projected"](
+            scale=scale, parallel=parallel, threshold=threshold
+        )
+        got = guide(given(x0=pair), (guidance,), EPS, NULL)(x, level, condition).x0
+    np.testing.assert_allclose(got, golden[kind], rtol=1e-9, atol=1e-9)
 
 
 def test_cfg_plus_plus_renoises_with_the_unconditional_noise():
