@@ -136,6 +136,19 @@ def test_all_calls_are_one_batch():
     assert list(seen[0][2]) == ["label"]
 
 
+def test_an_unconditional_network_is_perturbed_without_a_label():
+    def network(x, level, condition):
+        on = condition["identity_attention"][4][:, None, None, None]
+        return Prediction(np.where(on, 0.0, x), np.where(on, x, 0.0))
+
+    pag = GUIDANCES["perturbed_attention"]
+    got = guide(network, (pag(scale=2.0, places=(4,)),), EPS)(X, linear().level(300))
+    np.testing.assert_allclose(got.x0, 3.0 * X)
+    np.testing.assert_allclose(got.eps, -2.0 * X)
+    off = guide(network, (pag(scale=0.0, places=(4,)),), EPS)(X, linear().level(300))
+    np.testing.assert_array_equal(off.x0, X)
+
+
 def test_one_batch_is_two_calls():
     """Rows of the batch are told apart by label alone, with a level of each its own."""
     level = LEVELS[1][1]
