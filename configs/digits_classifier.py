@@ -1,8 +1,8 @@
-"""A classifier of noisy handwritten digits, which guides `digits.py`.
+r"""A classifier of noisy handwritten digits, which guides `digits.py`.
 
-    python main.py --config=configs/digits_classifier.py --workdir=runs/classifier
-    python main.py --mode=sample --workdir=runs/digits --config.sample.guidance="(
-      'classifier_free(scale=0.0)', 'classifier(scale=1.0, workdir=''runs/classifier'')')"
+    python main.py --config=configs/digits_classifier.py --workdir=runs/cls
+    python main.py --mode=sample --workdir=runs/digits \
+      --config.sample.guidance="classifier_free(scale=0.0),classifier(scale=1.0,workdir='runs/cls')"
 
 The second line samples without labels (scale 0) and leaves the class to the classifier's gradient.
 Half a minute of training on two CPU cores; two of three noisy digits are told right, over all noise
