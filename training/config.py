@@ -338,7 +338,9 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
             f"checkpoint.keep_every = {keep_every}: must be a multiple of "
             f"config.checkpoint.every = {every}"
         )
-    if sample.labels != "cycle":
+    # A classifier may have classes where the network has none; `sample_labels` checks those.
+    by_classifier = any(name.startswith("classifier(") for name in sample.guidance)
+    if sample.labels != "cycle" and not (by_classifier and not classes):
         label = int(sample.labels) if sample.labels.isdecimal() else -1
         if not 0 <= label < classes:
             yield (

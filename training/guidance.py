@@ -35,7 +35,7 @@ def denoiser_of(task: Any, params: Any) -> Callable[..., diffusion.Prediction]:
     return diffusion.denoiser(network, schedule, task.parameterization, task.learned_variance)
 
 
-def check(config: Any, task: Any, guidances: Sequence[Any], solver: Any, plan: Any) -> None:
+def check(config: Any, task: Any, solver: Any, plan: Any) -> None:
     """Refuses guidances that the sampled network or the solver cannot serve.
 
     Raises:

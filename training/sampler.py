@@ -105,7 +105,7 @@ def build_sampler(config: Any, task: Any, companions: Sequence[Any] = ()) -> Sam
         return jax.tree.map(np.float32, plan)
 
     fixed = plan_of(task.schedule)
-    guidance.check(config, task, guidances, solver, fixed)
+    guidance.check(config, task, solver, fixed)
 
     def plan(params: Any) -> Any:
         learned = task.split(params)[1].get("schedule")

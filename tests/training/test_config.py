@@ -189,6 +189,7 @@ def test_steps_are_fixed_where_the_learning_rate_decays_to_them(decay):
             "diffusion__label_dropout": 0.1,
         },
         {"model": ConfigDict({"name": "transformer", "depth": 12})},
+        {"sample__guidance": ("classifier(scale=1.0, workdir='a')",), "sample__labels": "3"},
     ],
 )
 def test_validate_takes_right_configs(fields):
