@@ -26,7 +26,7 @@ _TRAINING = {
 _SAMPLING = {
     "sample.grid": ("respaced",),
     "sample.last_step": ("zero",),
-    "sample.guidance": (1.0,),
+    "sample.guidance": ((),),
     "sample.clip": ("none", "static"),
 }
 

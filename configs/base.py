@@ -184,8 +184,10 @@ def get_config(variant: str = "") -> ConfigDict:
     # The last step goes to 'zero' noise or stops at 'sigma_min', the least that the network knows;
     # 'mean': from there the network's mean of the clean image.
     sample.last_step = "zero"
-    # eps = eps_null + guidance * (eps_label - eps_null); 1: no guidance.
-    sample.guidance = 1.0
+    # Changes of the prediction, in order: lines of `diffusion.GUIDANCES`, such as
+    # ('classifier_free(scale=3.0, interval=(0.28, 5.42))',); (): none. Their numbers may change
+    # without a new compilation. Previews leave out those that need another network.
+    sample.guidance = ()
     # Which parameters: a name of config.ema; 'params' for the raw ones; or 'posthoc(std=0.15)', the
     # power-function average of that width (relative standard deviation), tracked or not.
     sample.ema = "default"

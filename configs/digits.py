@@ -34,7 +34,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ema.default = "constant(decay=0.99)"
     config.checkpoint.update(every=200)
     config.log.update(every=50, preview_every=400, preview_count=60)
-    config.sample.update(solver="ddim(eta=0.0)", steps=25, guidance=1.5, count=1000, batch_size=200)
+    config.sample.update(solver="ddim(eta=0.0)", steps=25, count=1000, batch_size=200)
+    config.sample.guidance = ("classifier_free(scale=1.5)",)
     config.evaluate.metrics = ("class_accuracy",)
     if variant == "smoke":
         config.train.steps = 20

@@ -57,7 +57,10 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.mesh.update(data=1, fsdp=-1)
     config.sample.update(
-        solver="ddpm(variance='learned_range')", steps=250, clip="none", guidance=1.5
+        solver="ddpm(variance='learned_range')",
+        steps=250,
+        clip="none",
+        guidance=("classifier_free(scale=1.5)",),
     )
     if variant == "smoke":
         base.smoke(config, hidden_size=64, depth=2, num_heads=4, patch_size=4, remat=False)

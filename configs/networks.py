@@ -180,6 +180,36 @@ def dit() -> ConfigDict:
     )
 
 
+def unet_encoder() -> ConfigDict:
+    """Fields of the classifier of noisy images (`models.unet_encoder.UNetEncoderConfig`).
+
+    The defaults are ADM's for ImageNet 64; there and at 128, 256 and 512 pixels it has the
+    `channel_mult` of the diffusion model.
+    """
+    fields = unet()
+    for name in ("null_class", "context", "context_dim", "transformer_depth", "embedding_dim"):
+        del fields[name]
+    fields.update(
+        name="unet_encoder",
+        channels=128,
+        channel_mult=(1, 2, 3, 4),
+        num_res_blocks=4,
+        attention_resolutions=(32, 16, 8),
+        head_channels=64,
+        dropout=0.0,
+        conditioning="scale_shift",
+        resample="resblock",
+        time_embedding="adm",
+        norm_eps=1e-5,
+        init="torch",
+        num_classes=1000,
+    )
+    # The last feature map becomes one vector by 'attention' (a mean token asks all positions) or
+    # 'mean'.
+    fields.pool = "attention"
+    return fields
+
+
 def _edm_conditions() -> dict:
     return {
         # Classes the network is conditioned on; 0: unconditional. With null_class, the label
@@ -210,4 +240,5 @@ FIELDS = {
     "dhariwal_unet": dhariwal_unet,
     "edm2_unet": edm2_unet,
     "dit": dit,
+    "unet_encoder": unet_encoder,
 }

@@ -30,7 +30,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.update(learning_rate=4e-4, warmup_steps=500, decay="cosine")
     config.ema.default = "constant(decay=0.999)"
     config.log.update(preview_every=5000, preview_count=36)
-    config.sample.update(solver="ddim(eta=0.0)", steps=50, guidance=2.0, count=144, batch_size=36)
+    config.sample.update(solver="ddim(eta=0.0)", steps=50, count=144, batch_size=36)
+    config.sample.guidance = ("classifier_free(scale=2.0)",)
     if variant == "smoke":
         base.smoke(config)
     return config

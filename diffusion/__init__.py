@@ -7,6 +7,7 @@ and one line here.
 from diffusion import (
     clipping,
     grids,
+    guidance,
     importance,
     parameterization,
     schedules,
@@ -15,7 +16,7 @@ from diffusion import (
     weightings,
 )
 from diffusion.denoiser import Prediction, clip, denoiser
-from diffusion.guidance import classifier_free
+from diffusion.guidance import Guidance, guide
 from diffusion.levels import NoiseLevel
 from diffusion.objective import Objective
 from diffusion.pixels import to_model, to_uint8
@@ -106,24 +107,34 @@ SOLVERS = {
     "pndm": solvers.pndm,
 }
 CLIPS = {"none": clipping.none, "static": clipping.static, "dynamic": clipping.dynamic}
+GUIDANCES = {
+    "classifier_free": guidance.classifier_free,
+    "cfg_plus_plus": guidance.cfg_plus_plus,
+    "adaptive_projected": guidance.adaptive_projected,
+    "perturbed_attention": guidance.perturbed_attention,
+    "autoguidance": guidance.autoguidance,
+    "classifier": guidance.classifier,
+}
 
 __all__ = [
     "CLIPS",
     "GRIDS",
+    "GUIDANCES",
     "PARAMETERIZATIONS",
     "SCHEDULES",
     "SOLVERS",
     "TIME_SAMPLERS",
     "WEIGHTINGS",
+    "Guidance",
     "NoiseLevel",
     "Objective",
     "Prediction",
     "Schedule",
     "Solver",
     "Uncertainty",
-    "classifier_free",
     "clip",
     "denoiser",
+    "guide",
     "integrate",
     "sample",
     "sample_keys",

@@ -15,6 +15,7 @@ from models.edm2_unet import EDM2UNetConfig, make_edm2_unet
 from models.functional import Network, count_parameters
 from models.song_unet import SongUNetConfig, make_song_unet
 from models.unet import UNetConfig, make_unet
+from models.unet_encoder import UNetEncoderConfig, make_unet_encoder
 
 __all__ = ["MODELS", "Network", "count_parameters"]
 
@@ -43,4 +44,5 @@ MODELS: dict[str, Callable[..., Network]] = {
     "dhariwal_unet": _maker(DhariwalUNetConfig, make_dhariwal_unet),
     "edm2_unet": _maker(EDM2UNetConfig, make_edm2_unet),
     "dit": _maker(DiTConfig, make_dit),
+    "unet_encoder": _maker(UNetEncoderConfig, make_unet_encoder),
 }

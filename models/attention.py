@@ -38,6 +38,18 @@ def attend(
     return jax.nn.dot_product_attention(q, k, v, mask=masks, implementation=implementation)
 
 
+def replace_rows(
+    out: Float[Array, "batch *shape"],
+    v: Float[Array, "batch *shape"],
+    identity: Bool[Array, " batch"],
+) -> Float[Array, "batch *shape"]:
+    """Where identity is True, values v pass by as if each position attended to itself alone.
+
+    That is perturbed-attention guidance (Ahn et al. 2024, eq. 14).
+    """
+    return jnp.where(identity.reshape(-1, *(1,) * (out.ndim - 1)), v, out)
+
+
 class SelfAttention(nnx.Module):
     """x + projection(attention(norm(x))); softmax in float32 (Ho et al., 2020, appendix B).
 
@@ -71,14 +83,20 @@ class SelfAttention(nnx.Module):
         self.projection = Linear(channels, channels, init=init, dtype=dtype, zero=True)
 
     def __call__(
-        self, x: Float[Array, "batch height width channels"], context: Context | None = None
+        self,
+        x: Float[Array, "batch height width channels"],
+        context: Context | None = None,
+        identity: Bool[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        """Every position attends to every position of the same image, and to its context."""
+        """Every position attends to every position of the same image, and to its context.
+
+        identity: see `replace_rows`; of the image's own values.
+        """
         batch, height, width, channels = x.shape
         qkv = self.qkv(self.norm(x))
         qkv = qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        mask = None
+        own, mask = v, None
         if self.context is not None:
             kv = self.context(context.tokens)
             kv = kv.reshape(batch, -1, 2, self.heads, channels // self.heads)
@@ -87,4 +105,6 @@ class SelfAttention(nnx.Module):
             if context.mask is not None:
                 mask = jnp.pad(context.mask, ((0, 0), (0, height * width)), constant_values=True)
         out = attend(q, k, v, mask, implementation=self.implementation)
+        if identity is not None:
+            out = replace_rows(out, own, identity)
         return x + self.projection(out.reshape(x.shape))

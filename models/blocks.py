@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from models.attention import Context, SelfAttention
 from models.convolution import Conv
@@ -75,10 +75,11 @@ class Block(nnx.Module):
         embedding: Float[Array, "batch embedding"],
         key: PRNGKeyArray | None,
         context: Context | None = None,
+        identity: Bool[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width channels_out"]:
-        """See `ResBlock`; `context` is for the attention, if the config has one."""
+        """See `ResBlock`; `context` and `identity` are for the attention, if there is one."""
         x = self.residual(x, embedding, key)
-        return x if self.attention is None else self.attention(x, context)
+        return x if self.attention is None else self.attention(x, context, identity)
 
 
 class ConvResample(nnx.Module):

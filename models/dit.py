@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Num, PyTree
 
+from models.attention import replace_rows
 from models.embeddings import sinusoidal
 from models.functional import Network, functional, normal, scan, stack
 from models.layers import Linear
@@ -66,13 +67,15 @@ class Attention(nnx.Module):
         self.qkv = Linear(width, 3 * width, init="ddpm", dtype=config.dtype)
         self.projection = Linear(width, width, init="ddpm", dtype=config.dtype)
 
-    def __call__(self, x: Tokens) -> Tokens:
-        """Softmax in float32."""
+    def __call__(self, x: Tokens, identity: Bool[Array, " batch"] | None = None) -> Tokens:
+        """Softmax in float32. identity: see `models.attention.replace_rows`."""
         batch, tokens, width = x.shape
         heads = self.config.num_heads
         qkv = self.qkv(x).reshape(batch, tokens, 3, heads, width // heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         out = jax.nn.dot_product_attention(q, k, v, implementation=self.config.attention)
+        if identity is not None:
+            out = replace_rows(out, v, identity)
         return self.projection(out.reshape(x.shape))
 
 
@@ -92,11 +95,16 @@ class Block(nnx.Module):
         self.mlp1 = Linear(width, inner, **settings)
         self.mlp2 = Linear(inner, width, **settings)
 
-    def __call__(self, x: Tokens, condition: Float[Array, "batch hidden"]) -> Tokens:
+    def __call__(
+        self,
+        x: Tokens,
+        condition: Float[Array, "batch hidden"],
+        identity: Bool[Array, " batch"] | None = None,
+    ) -> Tokens:
         """`condition` is the embedding of time and label after its SiLU."""
         parts = jnp.split(self.modulation(condition)[:, None], 6, axis=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        x = x + gate1 * self.attention(_modulated_norm(x, shift1, scale1))
+        x = x + gate1 * self.attention(_modulated_norm(x, shift1, scale1), identity)
         hidden = jax.nn.gelu(self.mlp1(_modulated_norm(x, shift2, scale2)), approximate=True)
         return x + gate2 * self.mlp2(hidden)
 
@@ -129,7 +137,7 @@ class DiT(nnx.Module):
         self,
         x: Float[Array, "batch height width channels"],
         time: Num[Array, " batch"],
-        condition: dict[str, Int[Array, " batch"]] | None = None,
+        condition: dict[str, PyTree] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch height width channels_out"]:
@@ -138,16 +146,31 @@ class DiT(nnx.Module):
         time: any real number; the integer index of the step for a network that is trained so.
         condition: {'label': int [batch]} if the config has classes, where with null_class the
             label num_classes means "no label"; otherwise None. A label beyond that gives NaN.
+            'identity_attention' {block: bool [batch]}, never required: True replaces the attention
+            there, for perturbed-attention guidance.
         rngs: not used; a DiT has no dropout.
         """
         config = self.config
+        condition = dict(condition or {})
+        identity = self._identity(condition.pop("identity_attention", {}), len(x))
         embedding = jax.nn.silu(self._embed(time, config.label(condition)))
         tokens = self.patches(_patchify(x, config.patch_size))
         tokens += _positions(config.side, config.hidden_size)
         tokens, told = tokens.astype(config.dtype), embedding.astype(config.dtype)
-        tokens = scan(self.blocks, tokens, told, remat=config.remat)
+        tokens = scan(self.blocks, tokens, told, each=identity, remat=config.remat)
         shift, scale = jnp.split(self.modulation_out(embedding)[:, None], 2, axis=-1)
         return _unpatchify(self.linear_out(_modulated_norm(tokens, shift, scale)), config)
+
+    def _identity(self, blocks, batch: int) -> Bool[Array, "depth batch"] | None:
+        """The flags of every block; None, as in training, compiles nothing of this."""
+        depth = self.config.depth
+        if unknown := set(blocks) - set(range(depth)):
+            raise ValueError(
+                f"condition['identity_attention'] has the blocks {sorted(unknown)}, but this DiT "
+                f"has 0 to {depth - 1}"
+            )
+        off = jnp.zeros(batch, bool)
+        return jnp.stack([blocks.get(k, off) for k in range(depth)]) if blocks else None
 
     def _embed(self, time, label) -> Float[Array, "batch hidden"]:
         embedding = sinusoidal(time, _TIME_CHANNELS, "adm")
@@ -157,7 +180,7 @@ class DiT(nnx.Module):
 
 def make_dit(config: DiTConfig) -> Network:
     """The DiT of `config` as pure functions."""
-    return functional(lambda rngs: DiT(config, rngs=rngs))
+    return functional(lambda rngs: DiT(config, rngs=rngs), tuple(range(config.depth)))
 
 
 def _modulated_norm(x: Tokens, shift: Array, scale: Array) -> Tokens:

@@ -18,14 +18,18 @@ class Network(NamedTuple):
     init: `init(key) -> params`, a nested dict with str keys of arrays.
     apply: `apply(params, *args, dropout_key=None, **kwargs)`; without a dropout key the call is
         deterministic, with one the module receives `rngs=nnx.Rngs(dropout=dropout_key)`.
+    attention: where self-attention can be turned into identity for some rows of the batch, by
+        `condition["identity_attention"] = {place: bool [batch]}`: resolutions of a U-Net, blocks of
+        a DiT.
     """
 
     init: Callable[..., Params]
     apply: Callable[..., Any]
+    attention: tuple[int, ...] = ()
 
 
-def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
-    """Functions of the module that `build` makes.
+def functional(build: Callable[[nnx.Rngs], nnx.Module], attention: tuple[int, ...] = ()) -> Network:
+    """Functions of the module that `build` makes; `attention` is that of `Network`.
 
     All state of the module must be `nnx.Param`; a module that holds anything else (running
     statistics, a random stream) raises TypeError with the path of it.
@@ -56,7 +60,7 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
             kwargs["rngs"] = nnx.Rngs(dropout=dropout_key)
         return module(*args, **kwargs)
 
-    return Network(init, apply)
+    return Network(init, apply, attention)
 
 
 def uniform(shape: tuple[int, ...], bound: float) -> nnx.Param:
@@ -88,19 +92,22 @@ def stack(build: Callable[[], nnx.Module], depth: int) -> nnx.Module:
     return nnx.merge(graphdef, jax.tree.map(repeat, state, is_leaf=is_leaf))
 
 
-def scan(stacked: nnx.Module, x: jax.Array, *args, remat: bool = False) -> jax.Array:
-    """x through the modules of a `stack` in turn, each called with (x, *args).
+def scan(stacked: nnx.Module, x: jax.Array, *args, each=None, remat: bool = False) -> jax.Array:
+    """x through the modules of a `stack` in turn, each called with (x, *args, its part of each).
 
+    each: arrays with a leading axis of length depth, or None.
     remat: activations inside of a module are computed again in the backward pass.
     """
     graphdef, state = nnx.split(stacked)
 
-    def one(x, params):
-        return nnx.merge(graphdef, params)(x, *args), None
+    def one(x, own):
+        params, part = own
+        more = () if each is None else (part,)
+        return nnx.merge(graphdef, params)(x, *args, *more), None
 
     # A loop's body is compiled once: nothing outside of it could be merged with the recomputation.
     function = jax.checkpoint(one, prevent_cse=False) if remat else one
-    return jax.lax.scan(function, x, state)[0]
+    return jax.lax.scan(function, x, (state, each))[0]
 
 
 def count_parameters(params: Params) -> int:

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from models.attention import Context, attend
+from models.attention import Context, attend, replace_rows
 from models.layers import GroupNorm, Linear
 
 Tokens = Float[Array, "batch length channels"]
@@ -42,13 +42,19 @@ class SpatialTransformer(nnx.Module):
         self.projection_out = Linear(channels, channels, zero=True, **settings)
 
     def __call__(
-        self, x: Float[Array, "batch height width channels"], context: Context
+        self,
+        x: Float[Array, "batch height width channels"],
+        context: Context,
+        identity: Bool[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        """Every position attends to those of the same image, then to the tokens of its context."""
+        """Every position attends to those of the same image, then to the tokens of its context.
+
+        identity: see `models.attention.replace_rows`; of the self-attention alone.
+        """
         batch, *_, channels = x.shape
         h = self.projection_in(self.norm(x).reshape(batch, -1, channels))
         for block in self.blocks:
-            h = block(h, context)
+            h = block(h, context, identity)
         return x + self.projection_out(h).reshape(x.shape)
 
 
@@ -65,10 +71,12 @@ class TransformerBlock(nnx.Module):
         self.norm3 = LayerNorm(channels)
         self.feed_forward = FeedForward(channels, **settings)
 
-    def __call__(self, x: Tokens, context: Context) -> Tokens:
-        """x are the positions of the image."""
+    def __call__(
+        self, x: Tokens, context: Context, identity: Bool[Array, " batch"] | None = None
+    ) -> Tokens:
+        """x are the positions of the image; `identity` is for the attention among them."""
         h = self.norm1(x)
-        x += self.attention1(h, Context(h))
+        x += self.attention1(h, Context(h), identity)
         x += self.attention2(self.norm2(x), context)
         return x + self.feed_forward(self.norm3(x))
 
@@ -84,13 +92,17 @@ class Attention(nnx.Module):
         self.kv = Linear(source_dim, 2 * channels, parts=2, use_bias=False, **settings)
         self.projection = Linear(channels, channels, **settings)
 
-    def __call__(self, x: Tokens, source: Context) -> Tokens:
-        """The mask of `source` says which of its tokens are seen."""
+    def __call__(
+        self, x: Tokens, source: Context, identity: Bool[Array, " batch"] | None = None
+    ) -> Tokens:
+        """The mask of `source` says which of its tokens are seen; identity needs x as source."""
         batch, length, channels = x.shape
         q = self.q(x).reshape(batch, length, self.heads, -1)
         kv = self.kv(source.tokens).reshape(batch, -1, 2, self.heads, channels // self.heads)
         k, v = kv[:, :, 0], kv[:, :, 1]
         out = attend(q, k, v, source.mask, implementation=self.implementation)
+        if identity is not None:
+            out = replace_rows(out, v, identity)
         return self.projection(out.reshape(x.shape))
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Num, Shaped
+from jaxtyping import Array, Float, Num, PyTree, Shaped
 
 from models.attention import Context
 from models.blocks import Block, Level, resampling
@@ -76,7 +76,7 @@ class UNet(nnx.Module):
         self,
         x: Float[Array, "batch height width channels"],
         time: Num[Array, " batch"],
-        condition: dict[str, Shaped[Array, "batch *rest"]] | None = None,
+        condition: dict[str, PyTree[Shaped[Array, "batch ..."]]] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch height width channels_out"]:
@@ -89,12 +89,15 @@ class UNet(nnx.Module):
             'embedding' float [batch embedding_dim], with embedding_dim: goes where time goes.
             'context' float [batch length context_dim], with context: tokens to attend to.
             'context_mask' bool [batch length], never required: False is a token not to be seen.
+            'identity_attention' {resolution: bool [batch]}, never required: True replaces the
+                self-attention there, for perturbed-attention guidance.
         rngs: with a 'dropout' stream in training; None turns dropout off.
         """
         config = self.config
         condition = self._checked(condition)
         embedding = self._embed(time, condition).astype(config.dtype)
         context = self._context(condition)
+        identity = condition.get("identity_attention", {})
 
         def run(block, h, *more):
             key = None if rngs is None or config.dropout == 0 else rngs.dropout()
@@ -103,23 +106,24 @@ class UNet(nnx.Module):
 
         h = self.conv_in(self._features(x).astype(config.dtype))
         skips = [h]
-        for level in self.encoder:
+        for level, size in zip(self.encoder, config.resolutions, strict=True):
             for block in level.blocks:
-                h = run(block, h, context)
+                h = run(block, h, context, identity.get(size))
                 skips.append(h)
             if level.resample is not None:
                 h = run(level.resample, h)
                 skips.append(h)
         for block in self.middle:
-            h = run(block, h, context)
-        for level in self.decoder:
+            h = run(block, h, context, identity.get(config.resolutions[-1]))
+        for level, size in zip(self.decoder, reversed(config.resolutions), strict=True):
             for block in level.blocks:
-                h = run(block, jnp.concatenate([h, skips.pop()], axis=-1), context)
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = run(block, h, context, identity.get(size))
             if level.resample is not None:
                 h = run(level.resample, h)
         return self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32))))
 
-    def _checked(self, condition) -> dict[str, Shaped[Array, "batch *rest"]]:
+    def _checked(self, condition) -> dict[str, PyTree[Shaped[Array, "batch ..."]]]:
         """The condition as a dict, or ValueError if it is not what the config asks for."""
         config = self.config
         fields = {
@@ -128,13 +132,19 @@ class UNet(nnx.Module):
             "context": config.context_dim,
         }
         wanted = [name for name, there in fields.items() if there]
-        optional = {"context_mask"} if config.context_dim else set()
+        mask = ("context_mask",) if config.context_dim else ()
+        optional = {*mask, "identity_attention"}
         condition = dict(condition or {})
         if condition.keys() - optional != set(wanted):
             raise ValueError(
                 f"condition has {sorted(condition)}, but a U-Net with context={config.context!r}, "
                 f"embedding_dim={config.embedding_dim}, num_classes={config.num_classes} takes "
-                f"{wanted or None}{', and context_mask if it is wanted' if optional else ''}"
+                f"{wanted or None}{', and context_mask if it is wanted' if mask else ''}"
+            )
+        if unknown := set(condition.get("identity_attention", {})) - set(config.attended):
+            raise ValueError(
+                f"condition['identity_attention'] has the resolutions {sorted(unknown)}, but this "
+                f"U-Net has attention at {config.attended}"
             )
         for name in {"embedding", "context"} & condition.keys():
             if condition[name].shape[-1] != fields[name]:
@@ -174,4 +184,4 @@ class UNet(nnx.Module):
 
 def make_unet(config: UNetConfig) -> Network:
     """The U-Net of `config` as pure functions."""
-    return functional(lambda rngs: UNet(config, rngs=rngs))
+    return functional(lambda rngs: UNet(config, rngs=rngs), config.attended)

@@ -66,6 +66,15 @@ class UNetConfig:
         depth = self.transformer_depth
         return depth * len(self.channel_mult) if len(depth) == 1 else depth
 
+    @property
+    def attended(self) -> tuple[int, ...]:
+        """Resolutions with attention: those of the levels, and that of the middle."""
+        return tuple(
+            size
+            for size in self.resolutions
+            if size in self.attention_resolutions or size == self.resolutions[-1]
+        )
+
     def heads(self, width: int) -> int:
         """Attention heads of a feature map of `width` channels."""
         return width // self.head_channels if self.head_channels else self.num_heads

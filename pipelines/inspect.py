@@ -38,6 +38,8 @@ def inspect(config: Any, directory: str | os.PathLike[str]) -> None:
         ConfigError: the config does not describe an objective.
     """
     workdir = Workdir(directory)
+    if config.task == "classifier":
+        raise ConfigError("config.task = 'classifier': has no objective over noise levels to draw")
     try:
         task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
     except ConfigError:

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusion.pixels import to_uint8
-from training import checkpoints, components, tasks
+from training import checkpoints, companions, components, guidance, tasks
 from training.clock import Clock, Progress, rate
 from training.components import ConfigError
 from training.config import differences
@@ -57,9 +57,15 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
             f"config.data.field = {config.data.field!r}: samples of this run are latents, and the "
             "autoencoder that makes images of them is not part of it; --mode=sample is for images"
         )
+    if config.task == "classifier":
+        raise ConfigError(
+            "config.task = 'classifier': has no samples; name this run in config.sample.guidance "
+            "of a diffusion run, classifier(scale=1.0, workdir=...)"
+        )
     task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
-    sampler = build_sampler(config, task)
     mesh = make_mesh(**config.mesh)
+    others = companions.restore(config, workdir, mesh)
+    sampler = build_sampler(config, task, others)
     params, step = checkpoints.restore_for_sampling(
         workdir.checkpoints,
         config.sample.ema,
@@ -72,6 +78,8 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
     what = _identity(config, step, chunk)
     if is_posthoc(config.sample.ema):
         what["snapshots"] = checkpoints.snapshots(workdir.checkpoints, step)
+    if any(others):
+        what["companions"] = [other and other.identity for other in others]
     out = workdir.samples / _name(what)
     if _finished(out, count):
         _tell(f"all {count} samples are there already: {out / 'grid.png'}")
@@ -92,7 +100,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
             "images_per_second": rate(len(chunks) * chunk, split) if chunks else None,
             "provenance": provenance(),
         }
-        _merge(out, count, chunk, task.num_classes > 0, info)
+        _merge(out, count, chunk, sampler.num_classes > 0, info)
     multihost_utils.sync_global_devices("merged")
     _tell(os.fspath(out / "grid.png"))
 
@@ -142,7 +150,7 @@ def _name(what: dict[str, Any]) -> str:
         settings["solver"],
         settings["grid"],
         f"{settings['steps']}steps",
-        f"guidance{settings['guidance']:g}",
+        guidance.part_of_name(settings["guidance"]),
         f"seed{settings['seed']}",
         digest,
     )
@@ -175,7 +183,7 @@ def _make_chunks(config, task, sampler, params, mesh, shards, chunks, chunk, clo
 
     def arguments(k: int):
         indices = np.arange(k * chunk, (k + 1) * chunk, dtype=np.int32)
-        labels = sample_labels(config.sample.labels, task.num_classes, indices)
+        labels = sample_labels(config.sample.labels, sampler.num_classes, indices)
         placed = jax.device_put((indices, labels), rows)
         return params, inputs, np.uint32(config.sample.seed), *placed
 

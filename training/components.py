@@ -34,6 +34,7 @@ CALLS = {
     "sample.solver": "diffusion:SOLVERS",
     "sample.grid": "diffusion:GRIDS",
     "sample.clip": "diffusion:CLIPS",
+    "sample.guidance": "diffusion:GUIDANCES",
 }
 # Types of literals.
 PLAIN = (bool, int, float, str, tuple)

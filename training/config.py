@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base, networks
 from training import posthoc
-from training.components import ConfigError, nearest
+from training.components import ConfigError, nearest, parse
 from training.files import atomic_write
 
 # A ConfigDict, frozen or not, is no Mapping.
@@ -205,9 +205,10 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
         value, kind = given[field], type(default)
         if type(value) is not kind and not (kind is float and type(value) is int):
             yield f"{field} = {value!r}: must be {TYPES[kind]}"
-    for field in ("data.augmentations", "convert.fields", "evaluate.metrics"):
-        if any(not isinstance(item, str) for item in given[field]):
-            yield f"{field} = {given[field]!r}: must be a tuple of strings"
+    for field in ("data.augmentations", "convert.fields", "evaluate.metrics", "sample.guidance"):
+        value = given[field]
+        if isinstance(value, tuple) and any(not isinstance(item, str) for item in value):
+            yield f"{field} = {value!r}: must be a tuple of strings"
 
 
 # What a value may be: a test, and the words for it.
@@ -259,7 +260,6 @@ RULES: dict[str, Rule] = {
     "sample.steps": _at_least(1),
     "sample.eps_after_clip": _one_of("rederive", "raw"),
     "sample.last_step": _one_of("zero", "sigma_min", "mean"),
-    "sample.guidance": (math.isfinite, "a finite number"),
     "sample.count": _at_least(1),
     "sample.batch_size": _at_least(1),
     "sample.seed": (lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1"),
@@ -298,12 +298,12 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
         )
     if null_class and not classes:
         yield "model.null_class = True: needs classes; set config.model.num_classes"
-    for field, value, off in (
-        ("diffusion.label_dropout", config.diffusion.label_dropout, 0),
-        ("sample.guidance", sample.guidance, 1),
-    ):
-        if value != off and not null_class:
-            yield f"{field} = {value!r}: must be {off}, or set config.model.null_class=True"
+    yield from _check_guidance(sample.guidance, null_class)
+    dropout = config.diffusion.label_dropout
+    if dropout and not null_class:
+        yield (
+            f"diffusion.label_dropout = {dropout!r}: must be 0, or set config.model.null_class=True"
+        )
     loss, variance = config.diffusion.loss, config.diffusion.variance
     learns_variance = loss in ("hybrid", "vlb")
     if not learns_variance and variance != "fixed":
@@ -337,12 +337,29 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
             f"checkpoint.keep_every = {keep_every}: must be a multiple of "
             f"config.checkpoint.every = {every}"
         )
-    if sample.labels != "cycle":
+    # A classifier may have classes where the network has none; `sample_labels` checks those.
+    by_classifier = any(name.startswith("classifier(") for name in sample.guidance)
+    if sample.labels != "cycle" and not (by_classifier and not classes):
         label = int(sample.labels) if sample.labels.isdecimal() else -1
         if not 0 <= label < classes:
             yield (
                 f"sample.labels = {sample.labels!r}: must be 'cycle'"
                 + (f" or a class from '0' to '{classes - 1}'" if classes else "")
+            )
+
+
+def _check_guidance(names: Sequence[str], null_class: bool) -> Iterator[str]:
+    """Seen here, so that a run does not train until its first preview to find it out."""
+    for name in names:
+        try:
+            call = parse(name)
+        except ConfigError:
+            continue  # components.check says what is wrong with it
+        compares = call.name in ("classifier_free", "cfg_plus_plus", "adaptive_projected")
+        if compares and "negative" not in call.arguments and not null_class:
+            yield (
+                f"sample.guidance = {name!r}: compares with 'no label'; set "
+                "config.model.null_class=True, give it negative=..., or take ()"
             )
 
 

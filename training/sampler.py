@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 import diffusion
+from training import guidance
 from training.components import ConfigError, build
 
 
@@ -18,7 +19,10 @@ class Inputs(NamedTuple):
 
     # Coefficients of every step, float32.
     plan: Any
-    guidance: np.float32
+    # The guidances, whose numbers are leaves.
+    guidances: tuple[diffusion.Guidance, ...]
+    # Parameters of the other network of each guidance, None where it has none.
+    companions: tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +34,22 @@ class Sampler:
             larger program; pass `inputs` as an argument of that program.
         plan: `plan(params)`, the coefficients of every step; they depend on the parameters where
             the schedule is learned.
-        guidance: of the configured sampler.
-        calls_per_image: evaluations of the network that one image takes.
+        guidances: of the configured sampler.
+        companions: parameters of their other networks.
+        num_classes: classes that can be asked for, by the network or by a classifier; 0: none.
+        calls_per_image: evaluations of denoising networks that one image takes.
     """
 
     draw: Callable[..., Float[Array, "batch height width channels"]]
     plan: Callable[[Any], Any]
-    guidance: float
+    guidances: tuple[diffusion.Guidance, ...]
+    companions: tuple[Any, ...]
+    num_classes: int
     calls_per_image: int
 
     def inputs(self, params: Any) -> Inputs:
         """What `draw` is given beside the parameters, made on the host."""
-        return Inputs(self.plan(params), np.float32(self.guidance))
+        return Inputs(self.plan(params), self.guidances, self.companions)
 
     @functools.cached_property
     def _program(self) -> Callable[..., Any]:
@@ -58,7 +66,7 @@ class Sampler:
         return self._program(params, self.inputs(params), seed, indices, labels)
 
 
-def build_sampler(config: Any, task: Any) -> Sampler:
+def build_sampler(config: Any, task: Any, companions: Sequence[Any] = ()) -> Sampler:
     """The sampler that `config.sample` describes.
 
     Args:
@@ -66,17 +74,21 @@ def build_sampler(config: Any, task: Any) -> Sampler:
         task: gives `network`, `schedule`, `parameterization`, `learned_variance`, `image_shape`,
             `num_classes`, `null_label` (None without one) and `split(params)`, as
             `training.tasks.diffusion`.
+        companions: for each guidance its other network (`training.companions`), or None; without
+            them, as in previews, the guidances that need one are left out.
 
     Raises:
         ConfigError: the sampler asks for what the network cannot give.
     """
     settings = config.sample
-    guided = settings.guidance != 1.0
-    if guided and task.null_label is None:
-        raise ConfigError(
-            f"config.sample.guidance = {settings.guidance}: guidance needs a network that knows "
-            "'no label' (config.model.null_class = True in training); 1.0 samples without"
-        )
+    guidances = guidance.build_all(settings.guidance)
+    companions = tuple(companions) or (None,) * len(guidances)
+    kept = [
+        (item, other)
+        for item, other in zip(guidances, companions, strict=True)
+        if other is not None or not item.companion
+    ]
+    guidances, companions = (tuple(part) for part in zip(*kept, strict=True)) if kept else ((), ())
     solver = build(diffusion.SOLVERS, settings.solver, "config.sample.solver")
     if getattr(solver, "variance", None) == "learned_range" and not task.learned_variance:
         raise ConfigError(
@@ -94,10 +106,14 @@ def build_sampler(config: Any, task: Any) -> Sampler:
         return jax.tree.map(np.float32, plan)
 
     fixed = plan_of(task.schedule)
+    guidance.check(config, task, solver, fixed)
 
     def plan(params: Any) -> Any:
         learned = task.split(params)[1].get("schedule")
         return plan_of(task.schedule.bind(jax.device_get(learned))) if learned else fixed
+
+    null = None if task.null_label is None else {"label": np.int32(task.null_label)}
+    classes = [task.num_classes, *(c.task.num_classes for c in companions if c is not None)]
 
     def draw(
         params: Any,
@@ -106,26 +122,31 @@ def build_sampler(config: Any, task: Any) -> Sampler:
         indices: Int[Array, " batch"],
         labels: Int[Array, " batch"],
     ) -> Float[Array, "batch height width channels"]:
-        weights, learned = task.split(params)
-
-        def network(x, time, condition):
-            return task.network.apply(weights, x, time, condition)
-
-        schedule = task.schedule.bind(learned.get("schedule", {}))
-        denoiser = diffusion.denoiser(
-            network, schedule, task.parameterization, task.learned_variance
+        others = [
+            other and other.bind(weights)
+            for other, weights in zip(companions, inputs.companions, strict=True)
+        ]
+        denoiser = diffusion.guide(
+            guidance.denoiser_of(task, params),
+            inputs.guidances,
+            task.parameterization,
+            null,
+            others,
         )
-        if guided:
-            null = {"label": np.int32(task.null_label)}
-            denoiser = diffusion.classifier_free(denoiser, null, inputs.guidance)
         denoiser = diffusion.clip(denoiser, clip, settings.eps_after_clip)
-        condition = {"label": labels} if task.num_classes else None
+        condition = {"label": labels} if max(classes) else None
         keys = diffusion.sample_keys(seed, indices)
         return diffusion.sample(denoiser, solver, inputs.plan, keys, task.image_shape, condition)
 
-    # A row of the plan is one call.
-    calls = len(fixed.now.t) * (2 if guided else 1)
-    return Sampler(draw, plan, settings.guidance, calls)
+    return Sampler(
+        draw,
+        plan,
+        jax.tree.map(guidance.as_array, guidances),
+        tuple(other and other.params for other in companions),
+        max(classes),
+        # A row of the plan is one call.
+        calls_per_image=len(fixed.now.t) * diffusion.guidance.calls(guidances, null),
+    )
 
 
 def sample_labels(

@@ -23,6 +23,8 @@ _LEAVES = {
     "phases": "phases",
     "gain": "emb_gain",
     "gain_out": "out_gain",
+    # ADM's classifier.
+    "positions": "positional_embedding",
 }
 
 

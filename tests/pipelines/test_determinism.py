@@ -18,7 +18,8 @@ def model():
     config = digits.get_config("smoke")
     config.model.update(channels=32, attention_resolutions=(4,))
     # Noise in every step, guidance, clipping: all that could mix rows.
-    config.sample.update(solver="ddpm(variance='fixed_large')", steps=4, guidance=2.0)
+    config.sample.update(solver="ddpm(variance='fixed_large')", steps=4)
+    config.sample.guidance = ("classifier_free(scale=2.0)",)
     task = DiffusionTask(freeze(config))
     params = jax.jit(task.init)(jax.random.key(0))
     # The output layer starts at zero: without this every sample would be its own noise.

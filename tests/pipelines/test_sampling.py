@@ -12,6 +12,7 @@ from configs import base
 from diffusion.pixels import to_uint8
 from models import Network
 from pipelines import sampling
+from training import companions, guidance
 from training.components import ConfigError
 from training.sampler import build_sampler
 from training.workdir import Workdir
@@ -112,7 +113,7 @@ def test_name_says_the_sampler(tmp_path):
     config = make_config(solver="ddim(eta=0.5)", seed=4)
     sampling.sample(config, start(tmp_path, config))
     name, digest = only(tmp_path).name.rsplit("-", 1)
-    assert name == "step70-default-ddim_eta_0.5-respaced-3steps-guidance1-seed4"
+    assert name == "step70-default-ddim_eta_0.5-respaced-3steps-unguided-seed4"
     assert len(digest) == 8
 
 
@@ -175,6 +176,33 @@ def test_another_sampler_is_another_directory(tmp_path):
     for changes in ({}, {"seed": 1}, {"labels": "1"}, {"clip": "none"}, {"batch_size": 16}):
         sampling.sample(make_config(**changes), tmp_path)
     assert len(list((tmp_path / "samples").iterdir())) == 5
+
+
+def test_other_networks_of_guidances_are_part_of_the_identity(tmp_path, monkeypatch):
+    config = make_config(guidance=("autoguidance(scale=2.0, ema='slow')",))
+    start(tmp_path, config)
+    for step in (10, 20):
+        weak = companions.Companion(
+            task=make_task(config),
+            params={"shift": np.float32(step / 100)},
+            bind=lambda params: guidance.denoiser_of(make_task(config), params),
+            identity={"checkpoint": step},
+        )
+        monkeypatch.setattr(sampling.companions, "restore", lambda *_, weak=weak: (weak,))
+        sampling.sample(config, tmp_path)
+    infos = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("samples/*/info.json"))]
+    assert sorted(info["companions"][0]["checkpoint"] for info in infos) == [10, 20]
+    assert {info["network_calls_per_image"] for info in infos} == {6}
+    images = [np.load(p)["arr_0"] for p in tmp_path.glob("samples/*/samples.npz")]
+    assert not np.array_equal(*images)
+    assert all("autoguidance_scale2.0_emaslow" in p.name for p in tmp_path.glob("samples/*"))
+
+
+def test_a_classifier_has_no_samples(tmp_path):
+    config = make_config()
+    config.task = "classifier"
+    with pytest.raises(ConfigError, match="has no samples; name this run in config"):
+        sampling.sample(config, start(tmp_path, config))
 
 
 def test_number_of_devices_does_not_matter(tmp_path, monkeypatch):

@@ -184,11 +184,12 @@ def test_steps_are_fixed_where_the_learning_rate_decays_to_them(decay):
         {
             "model__num_classes": 10,
             "model__null_class": True,
-            "sample__guidance": 3.0,
+            "sample__guidance": ("classifier_free(scale=3.0)",),
             "sample__labels": "9",
             "diffusion__label_dropout": 0.1,
         },
         {"model": ConfigDict({"name": "transformer", "depth": 12})},
+        {"sample__guidance": ("classifier(scale=1.0, workdir='a')",), "sample__labels": "3"},
     ],
 )
 def test_validate_takes_right_configs(fields):
@@ -218,7 +219,8 @@ def test_validate_takes_right_configs(fields):
         ({"data__on_bad_image": "drop"}, "must be 'raise' or 'skip'"),
         ({"optimizer__decay": "cos"}, "must be 'constant' or 'cosine' or 'linear' or 'inv"),
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate = nan"),
-        ({"sample__guidance": float("inf")}, "config.sample.guidance = inf"),
+        ({"sample__guidance": 2.0}, "config.sample.guidance = 2.0: must be a tuple"),
+        ({"sample__guidance": (2.0,)}, "config.sample.guidance = (2.0,): must be a tuple of str"),
         ({"sample__last_step": "one"}, "must be 'zero' or 'sigma_min' or 'mean'"),
         ({"convert__shards": -1}, "config.convert.shards = -1: must be 0 or more"),
         ({"convert__split": "a/b"}, "config.convert.split = 'a/b': must be a plain name"),
@@ -229,7 +231,7 @@ def test_validate_takes_right_configs(fields):
         ({"train__accumulate": 3}, "multiple of config.train.accumulate = 3"),
         ({"model__null_class": True}, "config.model.null_class = True: needs classes"),
         ({"diffusion__label_dropout": 0.1}, "label_dropout = 0.1: must be 0, or set config.model"),
-        ({"sample__guidance": 2.0}, "config.sample.guidance = 2.0: must be 1, or set config.model"),
+        ({"sample__guidance": ("cfg_plus_plus(scale=1.0)",)}, "compares with 'no label'; set con"),
         ({"diffusion__loss": "vlb"}, "'vlb': needs config.diffusion.variance='learned_range'"),
         ({"diffusion__variance": "learned_range"}, "must be 'hybrid' or 'vlb'"),
         (

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Float, Key
 
-from training.tasks import diffusion
+from training.tasks import classifier, diffusion
 
 
 @runtime_checkable
@@ -31,4 +31,4 @@ class Task(Protocol):
 
 
 # Called with the whole config.
-TASKS = {"diffusion": diffusion.DiffusionTask}
+TASKS = {"diffusion": diffusion.DiffusionTask, "classifier": classifier.ClassifierTask}

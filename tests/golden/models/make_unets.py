@@ -134,6 +134,27 @@ def guided_diffusion() -> None:
     save("guided_diffusion", model, y=torch.tensor(generated.LABELS))
 
 
+def guided_diffusion_classifier() -> None:
+    """ADM's classifier of noisy images: the encoder with attention pooling."""
+    from guided_diffusion.unet import EncoderUNetModel
+
+    model = EncoderUNetModel(
+        image_size=SIZE,
+        in_channels=3,
+        model_channels=32,
+        out_channels=10,
+        num_res_blocks=1,
+        attention_resolutions=(2, 4),
+        channel_mult=(1, 2, 2),
+        num_head_channels=16,
+        use_scale_shift_norm=True,
+        resblock_updown=True,
+        use_new_attention_order=True,
+        pool="attention",
+    )
+    save("guided_diffusion_classifier", model)
+
+
 def improved_diffusion() -> None:
     """iDDPM: scale-shift, four heads in the first order, convolutions between levels."""
     from improved_diffusion.unet import UNetModel
@@ -157,4 +178,5 @@ if __name__ == "__main__":
     diffusers_cross()
     diffusers_kv()
     guided_diffusion()
+    guided_diffusion_classifier()
     improved_diffusion()

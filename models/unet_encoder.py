@@ -1,0 +1,125 @@
+"""The encoder half of the U-Net as a classifier of noisy images (Dhariwal and Nichol, 2021)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Num
+
+from models.attention import attend
+from models.blocks import Block, Level, resampling
+from models.convolution import Conv
+from models.embeddings import sinusoidal
+from models.functional import Network, functional, normal
+from models.layers import GroupNorm, Linear
+from models.unet_config import UNetConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetEncoderConfig(UNetConfig):
+    """What an encoder is; `out_channels` are its outputs. Fields: `unet_encoder` of the configs.
+
+    Of the U-Net's conditions it has time alone: `num_classes` is what it tells, not what it is
+    told.
+    """
+
+    pool: str = "attention"
+
+    def __post_init__(self):
+        super().__post_init__()
+        known = self.pool in ("attention", "mean")
+        self._require("pool", known, "allowed are 'attention' and 'mean'")
+        for name in ("null_class", "context_dim", "embedding_dim", "fourier_features"):
+            self._require(name, not getattr(self, name), "an encoder is told time alone")
+
+
+class AttentionPool(nnx.Module):
+    """One vector of a feature map: the mean of its positions attends to itself and to all of them.
+
+    As in CLIP and ADM: the positions have learned embeddings, and one linear layer makes queries,
+    keys and values, its output axis (q | k | v, head, channel).
+    """
+
+    def __init__(self, config: UNetEncoderConfig, width: int, side: int):
+        self.heads = config.heads(width)
+        self.positions = normal((side**2 + 1, width), width**-0.5)
+        exact = {"init": config.init, "dtype": "float32"}
+        self.qkv = Linear(width, 3 * width, parts=3, **exact)
+        self.projection = Linear(width, config.out_channels, **exact)
+
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch outputs"]:
+        """The mean is token 0."""
+        batch, *_, channels = x.shape
+        tokens = x.reshape(batch, -1, channels)
+        tokens = jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)
+        qkv = self.qkv(tokens + self.positions[...])
+        qkv = qkv.reshape(batch, -1, 3, self.heads, channels // self.heads)
+        # Only the first query's answer is wanted.
+        out = attend(qkv[:, :1, 0], qkv[:, :, 1], qkv[:, :, 2], implementation="xla")
+        return self.projection(out.reshape(batch, channels))
+
+
+class UNetEncoder(nnx.Module):
+    """First convolution, encoder and middle of `models.unet.UNet`, then a pool."""
+
+    def __init__(self, config: UNetEncoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        widths, embedding = config.widths, 4 * config.channels
+        exact = {"init": config.init, "dtype": "float32"}
+        self.time1 = Linear(config.channels, embedding, **exact)
+        self.time2 = Linear(embedding, embedding, **exact)
+        self.conv_in = Conv(config.in_channels, widths[0], init=config.init, dtype=config.dtype)
+        width, encoder = widths[0], []
+        for level, outputs in enumerate(widths):
+            attention = config.resolutions[level] in config.attention_resolutions
+            blocks = []
+            for _ in range(config.num_res_blocks):
+                blocks.append(Block(config, width, outputs, attention=attention, level=level))
+                width = outputs
+            last = level == len(widths) - 1
+            encoder.append(Level(blocks, None if last else resampling(config, width, "down")))
+        self.encoder = nnx.List(encoder)
+        self.middle = nnx.List(
+            [Block(config, width, width, attention=a, level=level) for a in (True, False)]
+        )
+        self.norm_out = GroupNorm(width, config.norm_groups, config.norm_eps)
+        if config.pool == "attention":
+            self.pool = AttentionPool(config, width, config.resolutions[-1])
+        else:
+            self.pool = Linear(width, config.out_channels, zero=True, **exact)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        time: Num[Array, " batch"],
+        condition: None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch outputs"]:
+        """Logits, float32. time and rngs: as of `models.unet.UNet`."""
+        config = self.config
+        embedding = sinusoidal(time, config.channels, config.time_embedding)
+        embedding = self.time2(jax.nn.silu(self.time1(embedding)))
+        embedding = jax.nn.silu(embedding).astype(config.dtype)
+
+        def run(block, h):
+            key = None if rngs is None or config.dropout == 0 else rngs.dropout()
+            function = jax.checkpoint(block.__call__) if config.remat else block
+            return function(h, embedding, key)
+
+        h = self.conv_in(x.astype(config.dtype))
+        for level in self.encoder:
+            for block in [*level.blocks, *([level.resample] if level.resample else [])]:
+                h = run(block, h)
+        for block in self.middle:
+            h = run(block, h)
+        h = jax.nn.silu(self.norm_out(h.astype(jnp.float32)))
+        return self.pool(h if config.pool == "attention" else h.mean((1, 2)))
+
+
+def make_unet_encoder(config: UNetEncoderConfig) -> Network:
+    """The encoder of `config` as pure functions."""
+    return functional(lambda rngs: UNetEncoder(config, rngs=rngs))

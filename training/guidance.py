@@ -1,0 +1,102 @@
+"""Guidances of a config: built, and checked against network and solver."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+import diffusion
+from diffusion.guidance import CFGPlusPlus
+from training.components import ConfigError, build, parse
+
+FIELD = "config.sample.guidance"
+
+
+def build_all(names: Sequence[str]) -> tuple[diffusion.Guidance, ...]:
+    """The guidances of `config.sample.guidance`, in order."""
+    return tuple(build(diffusion.GUIDANCES, name, FIELD) for name in names)
+
+
+def as_array(number: float | int) -> np.ndarray:
+    """A number of a guidance as the program takes it: labels whole, all else float32."""
+    return np.asarray(number, np.int32 if isinstance(number, int) else np.float32)
+
+
+def denoiser_of(task: Any, params: Any) -> Callable[..., diffusion.Prediction]:
+    """The denoiser of a task at its parameters; a network without classes is told no label."""
+    weights, learned = task.split(params)
+
+    def network(x, time, condition):
+        if not task.num_classes and condition is not None:
+            condition = {k: v for k, v in condition.items() if k != "label"} or None
+        return task.network.apply(weights, x, time, condition)
+
+    schedule = task.schedule.bind(learned.get("schedule", {}))
+    return diffusion.denoiser(network, schedule, task.parameterization, task.learned_variance)
+
+
+def check(config: Any, task: Any, solver: Any, plan: Any) -> None:
+    """Refuses guidances that the sampled network or the solver cannot serve.
+
+    Raises:
+        ConfigError: one line with the guidance, the reason and the remedy.
+    """
+    settings = config.sample
+    for name, item in zip(settings.guidance, build_all(settings.guidance), strict=True):
+        where = f"{FIELD} = {name!r}"
+        negative = getattr(item, "negative", None)
+        if item.needs_null and not task.num_classes:
+            raise ConfigError(
+                f"{where}: guidance needs a network that knows labels and 'no label' "
+                "(config.model.num_classes, null_class = True in training), and this one knows "
+                "none; () samples without"
+            )
+        if item.needs_null and negative is None and task.null_label is None:
+            raise ConfigError(
+                f"{where}: guidance needs a network that knows 'no label' "
+                "(config.model.null_class = True in training); () samples without, negative=... "
+                "compares with another label"
+            )
+        if negative is not None and not 0 <= negative < task.num_classes:
+            raise ConfigError(
+                f"{where}: negative = {negative} must be a label from 0 to {task.num_classes - 1}"
+            )
+        there = getattr(task.network, "attention", ())
+        if missing := set(getattr(item, "places", ())) - set(there):
+            has = f"the network has it at {there}" if there else "this network has none to replace"
+            raise ConfigError(
+                f"{where}: places = {item.places} asks for self-attention at "
+                f"{', '.join(map(str, sorted(missing)))}; {has}"
+            )
+        if item.companion == "classifier" and np.min(plan.now.alpha) == 0.0:
+            raise ConfigError(
+                f"{where}: a shift of x0 by (sigma^2 / alpha) grad log p has no value at pure "
+                "noise (alpha = 0); take config.sample.grid or config.diffusion.schedule without"
+            )
+        if isinstance(item, CFGPlusPlus):
+            _check_cfg_plus_plus(where, settings, solver)
+
+
+def _check_cfg_plus_plus(where: str, settings: Any, solver: Any) -> None:
+    if len(settings.guidance) > 1:
+        raise ConfigError(f"{where}: stands alone, it replaces both x0 and eps; leave out the rest")
+    if not isinstance(solver, diffusion.solvers.DDIM):
+        raise ConfigError(
+            f"{where}: needs a solver that takes x0 and eps each for itself, 'ddim(eta=0.0)', not "
+            f"config.sample.solver = {settings.solver!r}"
+        )
+    if settings.clip != "none" and settings.eps_after_clip == "rederive":
+        raise ConfigError(
+            f"{where}: renoises with the unconditional eps, which config.sample.eps_after_clip = "
+            "'rederive' would change; take 'raw', or config.sample.clip = 'none'"
+        )
+
+
+def part_of_name(names: Sequence[str]) -> str:
+    """What a directory of samples is called after: the guidances without paths of other runs."""
+    parts = []
+    for name in names:
+        call = parse(name)
+        values = [f"{k}{v}" for k, v in call.arguments.items() if k not in ("workdir", "interval")]
+        parts.append("_".join([call.name, *values]))
+    return "+".join(parts)[:80] or "unguided"
