@@ -7,6 +7,7 @@ and one line here.
 from diffusion import (
     grids,
     importance,
+    likelihood,
     parameterization,
     schedules,
     solvers,
@@ -104,9 +105,15 @@ SOLVERS = {
     "lms": solvers.lms,
     "pndm": solvers.pndm,
 }
+LIKELIHOOD_METHODS = {
+    "vlb": likelihood.VLB,
+    "vdm": likelihood.VDM,
+    "ode": likelihood.ODE,
+}
 
 __all__ = [
     "GRIDS",
+    "LIKELIHOOD_METHODS",
     "PARAMETERIZATIONS",
     "SCHEDULES",
     "SOLVERS",

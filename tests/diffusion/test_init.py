@@ -4,7 +4,15 @@ import pytest
 
 import diffusion
 
-REGISTRIES = ("SCHEDULES", "PARAMETERIZATIONS", "WEIGHTINGS", "TIME_SAMPLERS", "GRIDS", "SOLVERS")
+REGISTRIES = (
+    "SCHEDULES",
+    "PARAMETERIZATIONS",
+    "WEIGHTINGS",
+    "TIME_SAMPLERS",
+    "GRIDS",
+    "SOLVERS",
+    "LIKELIHOOD_METHODS",
+)
 # Arguments that have no sensible default.
 REQUIRED = {"table": {"path"}, "zero_terminal_snr": {"schedule"}}
 
