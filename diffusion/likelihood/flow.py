@@ -153,7 +153,8 @@ class ODE(Method):
             if plan.rows is None:
                 end, steps = _adaptive(self, field, schedule, plan, alpha * x)
             else:
-                end, steps = _fixed(field, plan.rows, alpha * x), float(self.steps)
+                end = _fixed(field, plan.rows, alpha * x)
+                steps = jnp.full((), self.steps, x.dtype)
             z, volume = end
             nats = {
                 "prior": 0.5 * (jnp.mean(z**2) + math.log(2.0 * math.pi)),
@@ -161,7 +162,7 @@ class ODE(Method):
                 "volume": -volume - jnp.log(alpha),
             }
             parts = {name: value / math.log(2.0) for name, value in nats.items()}
-            return parts, {"steps": jnp.asarray(steps, x.dtype)}
+            return parts, {"steps": steps}
 
         parts, counts = jax.vmap(one)(x0, condition, keys)
         bits = jnp.full(len(x0), dequantization_bits(self.dequantization), x0.dtype)
@@ -248,4 +249,4 @@ def _adaptive(
     )
     reached = solution.result == diffrax.RESULTS.successful
     end = jax.tree.map(lambda path: jnp.where(reached, path[-1], jnp.nan), solution.ys)
-    return end, solution.stats["num_steps"]
+    return end, solution.stats["num_steps"].astype(z.dtype)
