@@ -32,6 +32,7 @@ MODES = {
     "train": "training.loop:train",
     "sample": "pipelines.sampling:sample",
     "evaluate": "evaluation.job:evaluate",
+    "likelihood": "pipelines.likelihood:likelihood",
     "convert": "pipelines.convert:convert",
     "inspect": "pipelines.inspect:inspect",
 }

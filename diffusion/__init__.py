@@ -129,6 +129,7 @@ __all__ = [
     "clip",
     "denoiser",
     "integrate",
+    "likelihood",
     "sample",
     "sample_keys",
     "to_model",

@@ -33,6 +33,8 @@ CALLS = {
     "optimizer.name": "training.optimizer:OPTIMIZERS",
     "sample.solver": "diffusion:SOLVERS",
     "sample.grid": "diffusion:GRIDS",
+    "likelihood.method": "diffusion:LIKELIHOOD_METHODS",
+    "likelihood.source": "input_pipeline:SOURCES",
 }
 # Types of literals.
 PLAIN = (bool, int, float, str, tuple)

@@ -103,7 +103,7 @@ class VLB(Method):
         condition: Condition,
         keys: Key[Array, " batch"],
     ) -> Result:
-        """Terms have t, the index in the chain, bits/dim, and the mean squared error of x0 and eps.
+        """Terms have t (the index in the chain), logsnr, bits/dim, squared errors of x0 and eps.
 
         One network call a term; memory is that of one call.
         """
@@ -121,7 +121,7 @@ class VLB(Method):
             "diffusion": weight * jnp.sum(bits[1:], axis=0),
             "decoder": bits[0],
         }
-        columns = {"t": indices.astype(x0.dtype)} | terms
+        columns = {"t": indices.astype(x0.dtype), "logsnr": plan.levels.logsnr[indices]} | terms
         counts = {"network_calls": jnp.full(len(x0), float(len(indices)))}
         return Result(parts, {name: value.T for name, value in columns.items()}, counts)
 
