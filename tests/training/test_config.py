@@ -220,6 +220,16 @@ def test_validate_takes_right_configs(fields):
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate = nan"),
         ({"sample__guidance": float("inf")}, "config.sample.guidance = inf"),
         ({"sample__clip": "dynamic"}, "config.sample.clip = 'dynamic': must be 'none' or 'static'"),
+        ({"likelihood__count": -1}, "config.likelihood.count = -1: must be 0 or more"),
+        ({"likelihood__split": ""}, "config.likelihood.split = '': must be the name of a split"),
+        (
+            {"likelihood__ema": "defualt"},
+            "config.likelihood.ema = 'defualt': did you mean 'default'?",
+        ),
+        (
+            {"likelihood__ema": "posthoc(std=0.3)", "ema": POWER, "sample__ema": "long"},
+            "config.likel",
+        ),
         ({"convert__shards": -1}, "config.convert.shards = -1: must be 0 or more"),
         ({"convert__split": "a/b"}, "config.convert.split = 'a/b': must be a plain name"),
         ({"convert__fields": "image"}, "config.convert.fields = 'image': must be a tuple"),

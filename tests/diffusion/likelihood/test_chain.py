@@ -10,6 +10,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from diffusion import Prediction, denoiser
+from diffusion import clip as clipped
 from diffusion.gaussian import normal_kl
 from diffusion.likelihood import VLB
 from diffusion.likelihood.base import cast
@@ -45,18 +46,18 @@ def test_terms_of_openai(name, variance, clip):
         return jnp.concatenate([eps, fraction_of(jnp, x, time)], -1) if learned else eps
 
     schedule = CHAINS[name]
-    method = VLB("auto" if learned else variance, "tanh", "static" if clip else "none", 12)
-    if name.startswith("cosine"):
-        method = VLB(method.variance, method.decoder, method.clip)
+    method = VLB(
+        variance="auto" if learned else variance,
+        decoder="tanh",
+        clip="static" if clip else "none",
+        timesteps=int(name.rsplit("/", 1)[1]),
+    )
     golden = f"{name}/{variance}/{clip}"
     with jax.enable_x64(True):
         plan = cast(method.plan(schedule, learned))
         x0, noise = jnp.asarray(GOLDEN["x0"]), jnp.asarray(GOLDEN[f"{name}/noise"])
         denoise = denoiser(network, schedule, Eps(), learned)
-        if clip:
-            from diffusion import clip as clipped
-
-            denoise = clipped(denoise)
+        denoise = clipped(denoise, method.clip)
         for t, eps in enumerate(noise):
             terms = method.term(denoise, plan, x0, None, jnp.full(len(x0), t), eps)
             for field, theirs in {"bits": "vb", "x0_mse": "xstart_mse", "eps_mse": "mse"}.items():

@@ -61,7 +61,7 @@ def test_diffusion_and_prior_of_gaussian_data(name, variable):
     high, low = (float(schedule.logsnr(np.float64(t))) for t in schedule.t_range)
     expected = 0.5 * np.diff([np.log1p(VARIANCE * np.exp(end)) for end in (low, high)])[0]
     got = np.asarray(result.parts["diffusion"]) * np.log(2)
-    assert got.std() / 16 < 0.02 * expected
+    assert got.std() / 16 < (0.02 if variable == "logsnr" else 0.1) * expected
     assert got.mean() == pytest.approx(expected, abs=4 * got.std() / 16)
     alpha2, sigma2 = 1 / (1 + np.exp(-low)), 1 / (1 + np.exp(low))
     kl = 0.5 * (sigma2 - 1 - np.log(sigma2) + alpha2 * np.mean(np.square(x0), axis=(1, 2, 3)))

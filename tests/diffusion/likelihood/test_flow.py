@@ -91,21 +91,20 @@ def test_density_of_gaussian_data(name):
 @pytest.mark.parametrize("name", ["linear", "flow", "vdm_network"])
 def test_density_by_adaptive_steps(name):
     schedule = SCHEDULES[name]
-    result = measure(ODE(tolerance=1e-5, dequantization="none"), schedule)
+    result = measure(ODE(tolerance=1e-6, dequantization="none"), schedule)
     np.testing.assert_allclose(nats(result), log_density(X, schedule), rtol=0, atol=1e-4)
-    assert np.all((result.counts["steps"] > 5) & (result.counts["steps"] < 200))
+    assert np.all((result.counts["steps"] > 5) & (result.counts["steps"] < 400))
 
 
 @pytest.mark.parametrize(
-    ("solver", "order", "steps"), [("heun", 2, (32, 64, 128)), ("rk4", 4, (12, 24, 48))]
+    ("solver", "order", "steps"), [("heun", 2, (32, 64, 128)), ("rk4", 4, (10, 20, 40))]
 )
 @pytest.mark.parametrize("spacing", ["logsnr", "t"])
 def test_order_of_convergence(solver, order, steps, spacing):
-    errors, schedule = [], SCHEDULES["vp" if spacing == "t" else "vdm"]
+    errors, schedule = [], SCHEDULES["edm" if spacing == "t" else "vdm"]
     for count in steps:
         method = ODE(solver=solver, steps=count, spacing=spacing, dequantization="none")
         errors.append(np.abs(nats(measure(method, schedule)) - log_density(X, schedule)).max())
-    print(errors)
     np.testing.assert_allclose(np.log2(np.divide(errors[:-1], errors[1:])), order, atol=0.6)
 
 
