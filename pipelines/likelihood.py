@@ -111,13 +111,18 @@ def build_method(config: Any) -> diffusion.likelihood.Method:
     """The method of `config.likelihood`, for the kind of data that the model is of.
 
     Raises:
-        ConfigError: latents with a method that is of 8-bit images.
+        ConfigError: latents with a method that is of 8-bit images; attention without derivatives.
     """
     spec = config.likelihood.method
     method = components.build(diffusion.LIKELIHOOD_METHODS, spec, _METHOD)
+    if isinstance(method, diffusion.likelihood.ODE) and config.model.get("attention") == "cudnn":
+        raise ConfigError(
+            "config.model.attention = 'cudnn': has no forward derivative, which 'ode' takes; add "
+            "--config.model.attention=xla"
+        )
     if config.data.field == "image":
         return method
-    if not hasattr(method, "dequantization"):
+    if not isinstance(method, diffusion.likelihood.ODE):
         raise ConfigError(
             f"{_METHOD} = {spec!r}: is of 8-bit images, and this run is of "
             f"{config.data.field!r}; take 'ode', which gives the density of latents"

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from training.components import ConfigError
 
-# Rows of the printed table of terms.
+# Rows of the printed table of terms beside that of the first.
 _RANGES = 10
 
 Rows = dict[str, np.ndarray]
@@ -90,7 +90,11 @@ def text(results: dict[str, Any], table: Rows) -> str:
         lines.append("")
         names = ("bits a term", "x0 mse", "eps mse")
         lines.append(f"{'t':<12} {'log-SNR':>17} " + " ".join(f"{name:>11}" for name in names))
-        for part in np.array_split(np.arange(len(table["t"])), min(_RANGES, len(table["t"]))):
+        # Step 0 of a chain is the decoder, unlike all others.
+        rest = np.arange(1, len(table["t"]))
+        for part in (np.zeros(1, int), *np.array_split(rest, min(_RANGES, max(len(rest), 1)))):
+            if not len(part):
+                continue
             first, last = part[0], part[-1]
             span = f"{table['t'][first]} - {table['t'][last]}"
             levels = f"{table['logsnr'][first]:.2f} to {table['logsnr'][last]:.2f}"
