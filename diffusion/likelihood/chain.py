@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Float64, Int, Key
 
 from diffusion import vdm
 from diffusion.denoiser import Condition, Denoiser, Prediction, clip
@@ -28,10 +28,14 @@ VARIANCES = ("auto", "fixed_small", "fixed_large", "learned_range")
 
 
 class Plan(NamedTuple):
-    """The chain, index 0 the step to the data; `prior` is the noisiest level."""
+    """The chain, index 0 the step to the data.
+
+    share: how likely a draw is each term. prior: the noisiest level.
+    """
 
     levels: NoiseLevel
     chain: ReverseChain
+    share: Float64[np.ndarray, " steps"]
     prior: NoiseLevel
 
 
@@ -48,8 +52,8 @@ class VLB(Method):
     clip: of the predicted image, as in sampling: 'static' is what OpenAI's figures have.
     timesteps: length of the chain, which is another model for each length; 0 takes all steps of a
         discrete schedule.
-    draws: terms that are taken of each image. Term 0 is always one of them, the others lie
-        one in each of draws - 1 equal parts of t > 0: unbiased for the sum. 0 takes all.
+    draws: terms that are taken of each image: term 0 and draws - 1 others, spread evenly over
+        logsnr and weighted: unbiased for the sum. 0 takes all.
     """
 
     variance: str = "auto"
@@ -64,7 +68,7 @@ class VLB(Method):
         check_option("clip", self.clip, ("none", "static"))
         if self.timesteps < 0:
             raise ValueError(f"timesteps={self.timesteps}: must be 0 (all) or 1 or more")
-        if self.draws != 0 and self.draws < 2:
+        if self.draws == 1 or self.draws < 0:
             raise ValueError(f"draws={self.draws}: must be 0 (all terms) or 2 or more")
 
     def plan(self, schedule: Schedule, learned_variance: bool) -> Plan:
@@ -88,9 +92,11 @@ class VLB(Method):
             raise ValueError(f"draws={self.draws}: must be at most the chain's {steps} steps")
         make_grid = uniform() if schedule.num_timesteps is None else respaced()
         grid = make_grid(schedule, steps, "zero")
+        levels = NoiseLevel(*(field[:-1][::-1] for field in grid))
         return Plan(
-            levels=NoiseLevel(*(field[:-1][::-1] for field in grid)),
+            levels=levels,
             chain=ReverseChain(*(table[::-1] for table in reverse_chain(grid))),
+            share=_share(levels.logsnr),
             prior=normalized(NoiseLevel(*(field[0] for field in grid))),
         )
 
@@ -108,7 +114,7 @@ class VLB(Method):
         One network call a term; memory is that of one call.
         """
         plan, denoise = cast(plan), clip(denoiser, self.clip)
-        indices, weight = self._indices(len(plan.levels.t), keys)
+        indices, weight = self._indices(plan.share, keys)
 
         def term(_, column: tuple[Int[Array, ""], Int[Array, " batch"]]):
             k, t = column
@@ -118,7 +124,7 @@ class VLB(Method):
         bits = terms["bits"]
         parts = {
             "prior": vdm.prior_bits(x0, plan.prior),
-            "diffusion": weight * jnp.sum(bits[1:], axis=0),
+            "diffusion": jnp.sum((weight * bits)[1:], axis=0),
             "decoder": bits[0],
         }
         columns = {"t": indices.astype(x0.dtype), "logsnr": plan.levels.logsnr[indices]} | terms
@@ -160,13 +166,29 @@ class VLB(Method):
         return learned_range_log_variance(fraction, rows.log_small, rows.log_large)
 
     def _indices(
-        self, length: int, keys: Key[Array, " batch"]
-    ) -> tuple[Int[Array, "terms batch"], float]:
-        """Which terms are taken, the first row 0, and the weight of those of the other rows."""
+        self, share: Float[Array, " steps"], keys: Key[Array, " batch"]
+    ) -> tuple[Int[Array, "terms batch"], Float[Array, "terms batch"]]:
+        """Which terms are taken, the first row 0, and their weights in the sum."""
+        length, batch = len(share), len(keys)
         if not self.draws:
-            t = jnp.arange(length)
-            return jnp.broadcast_to(t[:, None], (length, len(keys))), 1.0
-        rows, rest = self.draws - 1, length - 1
+            t = jnp.broadcast_to(jnp.arange(length)[:, None], (length, batch))
+            return t, jnp.ones(t.shape, share.dtype)
+        rows = self.draws - 1
         place = (np.arange(rows)[:, None] + uniforms(keys, 0, (rows,)).T) / rows
-        t = 1 + jnp.minimum(jnp.floor(rest * place).astype(int), rest - 1)
-        return jnp.concatenate([jnp.zeros_like(t[:1]), t]), rest / rows
+        t = jnp.searchsorted(jnp.cumsum(share), place, side="right")
+        t = jnp.clip(t, 1, length - 1)
+        first = jnp.zeros((1, batch), t.dtype)
+        weight = jnp.concatenate([jnp.ones((1, batch), share.dtype), 1.0 / (rows * share[t])])
+        return jnp.concatenate([first, t]), weight
+
+
+def _share(logsnr: Float64[np.ndarray, " steps"]) -> Float64[np.ndarray, " steps"]:
+    """How likely a draw is each term; 0 of term 0, which is always taken.
+
+    A term is about half its step in logsnr times the squared error of eps, which is below 1: drawn
+    in proportion to the step the terms weigh alike. A tenth goes to all alike, as that is rough.
+    """
+    if len(logsnr) == 1:
+        return np.ones(1)
+    step = -np.diff(np.maximum(logsnr, -20.0))
+    return np.append(0.0, 0.9 * step / step.sum() + 0.1 / len(step))
