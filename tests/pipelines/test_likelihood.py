@@ -1,5 +1,7 @@
 import csv
 import json
+import subprocess
+import sys
 import types
 
 import jax
@@ -270,3 +272,26 @@ def test_latents_have_a_density_only(tmp_path):
     # Twice as wide: a bit less density in each dimension.
     totals = (sum(v for k, v in x.items() if k.startswith("part/")) for x in (half, whole))
     np.testing.assert_allclose(next(totals) - next(totals), 1.0, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["vlb(draws=20)", "ode(tolerance=1e-3)"])
+def test_a_run_from_the_command_line(tmp_path, method):
+    """Trained, measured, measured again, and with another batch size: one number."""
+
+    def main(*arguments):
+        command = [sys.executable, "main.py", f"--workdir={tmp_path}", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    main("--config=configs/digits.py:smoke")
+    arguments = ["--mode=likelihood", f"--config.likelihood.method={method}"]
+    arguments.append("--config.likelihood.count=24")
+    first = main(*arguments, "--config.likelihood.batch_size=8")
+    again = main(*arguments, "--config.likelihood.batch_size=8")
+    assert again == f"all 24 images are measured already\n{first}"
+    main(*arguments, "--config.likelihood.batch_size=24")
+    eight, all_at_once = (info(out)["bits_per_dim"] for out in (tmp_path / "likelihood").iterdir())
+    assert np.isfinite(eight["mean"])
+    assert eight["mean"] == pytest.approx(all_at_once["mean"], abs=1e-3)
