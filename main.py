@@ -4,6 +4,7 @@
     python main.py --config=configs/digits.py:smoke --workdir=runs/smoke --config.train.steps=5
     python main.py --mode=sample --workdir=runs/digits --config.sample.count=1000
     python main.py --mode=evaluate --workdir=runs/digits
+    python main.py --mode=likelihood --workdir=runs/digits
     python main.py --mode=convert --config=configs/cifar10_ddpm.py --workdir=data/cifar10
     python main.py --mode=inspect --config=configs/digits.py --workdir=runs/digits
 
@@ -32,6 +33,7 @@ MODES = {
     "train": "training.loop:train",
     "sample": "pipelines.sampling:sample",
     "evaluate": "evaluation.job:evaluate",
+    "likelihood": "pipelines.likelihood:likelihood",
     "convert": "pipelines.convert:convert",
     "inspect": "pipelines.inspect:inspect",
 }

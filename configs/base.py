@@ -212,4 +212,21 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluate = evaluate = ConfigDict()
     # Lines of `evaluation.METRICS`, each run over the samples of the work directory.
     evaluate.metrics = ()
+
+    # `--mode=likelihood`: bits/dim of real images under the model, with their true labels.
+    config.likelihood = likelihood = ConfigDict()
+    # How: a line of `diffusion.LIKELIHOOD_METHODS`. 'vlb' (the bound of a discrete chain), 'vdm'
+    # (of continuous time) or 'ode' (the probability flow, 'ode(solver="rk4", steps=100)').
+    likelihood.method = "vlb"
+    # The images: a line of `input_pipeline.SOURCES`; '': data.source with this split.
+    likelihood.source = ""
+    likelihood.split = "test"
+    # How many, in a random order that the seed fixes; 0: all.
+    likelihood.count = 0
+    likelihood.batch_size = 64
+    likelihood.seed = 0
+    # Which parameters, as in sample.ema; '': those of sample.ema.
+    likelihood.ema = ""
+    # Step of the checkpoint; -1: the newest.
+    likelihood.checkpoint = -1
     return config

@@ -9,6 +9,7 @@ from diffusion import (
     grids,
     guidance,
     importance,
+    likelihood,
     parameterization,
     schedules,
     solvers,
@@ -115,11 +116,17 @@ GUIDANCES = {
     "autoguidance": guidance.autoguidance,
     "classifier": guidance.classifier,
 }
+LIKELIHOOD_METHODS = {
+    "vlb": likelihood.VLB,
+    "vdm": likelihood.VDM,
+    "ode": likelihood.ODE,
+}
 
 __all__ = [
     "CLIPS",
     "GRIDS",
     "GUIDANCES",
+    "LIKELIHOOD_METHODS",
     "PARAMETERIZATIONS",
     "SCHEDULES",
     "SOLVERS",
@@ -136,6 +143,7 @@ __all__ = [
     "denoiser",
     "guide",
     "integrate",
+    "likelihood",
     "sample",
     "sample_keys",
     "to_model",

@@ -51,7 +51,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
         ConfigError: the config is not that of the run, or there is no such checkpoint.
     """
     workdir = Workdir(directory)
-    _check_trained(workdir, config)
+    check_trained(workdir, config)
     if config.data.field != "image":
         raise ConfigError(
             f"config.data.field = {config.data.field!r}: samples of this run are latents, and the "
@@ -74,7 +74,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
         config.sample.checkpoint,
         averages=workdir.read_config().ema,
     )
-    count, chunk = config.sample.count, _chunk_size(config.sample.batch_size, mesh)
+    count, chunk = config.sample.count, chunk_size(config.sample.batch_size, mesh)
     what = _identity(config, step, chunk)
     if is_posthoc(config.sample.ema):
         what["snapshots"] = checkpoints.snapshots(workdir.checkpoints, step)
@@ -110,7 +110,7 @@ def _tell(text: str) -> None:
         print(text, flush=True)
 
 
-def _check_trained(workdir: Workdir, config: Any) -> None:
+def check_trained(workdir: Workdir, config: Any) -> None:
     """Refuses a config that describes another model than the one in the work directory."""
     for field, trained, given in differences(workdir.read_config(), config):
         if any(fnmatch(field, name) for name in _TRAINED) and field not in _COMPUTED:
@@ -120,7 +120,8 @@ def _check_trained(workdir: Workdir, config: Any) -> None:
             )
 
 
-def _chunk_size(batch_size: int, mesh: Mesh) -> int:
+def chunk_size(batch_size: int, mesh: Mesh) -> int:
+    """The batch size, rounded up to share evenly over the devices."""
     ways = batch_ways(mesh)
     return -(-batch_size // ways) * ways
 

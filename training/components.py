@@ -35,6 +35,8 @@ CALLS = {
     "sample.grid": "diffusion:GRIDS",
     "sample.clip": "diffusion:CLIPS",
     "sample.guidance": "diffusion:GUIDANCES",
+    "likelihood.method": "diffusion:LIKELIHOOD_METHODS",
+    "likelihood.source": "input_pipeline:SOURCES",
 }
 # Types of literals.
 PLAIN = (bool, int, float, str, tuple)

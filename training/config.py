@@ -25,6 +25,7 @@ RESUMABLE = (
     "sample.*",
     "convert.*",
     "evaluate.*",
+    "likelihood.*",
     "profile",
     "data.workers",
     "data.prefetch",
@@ -266,6 +267,11 @@ RULES: dict[str, Rule] = {
     "sample.checkpoint": (lambda value: value >= -1, "-1 (the newest) or a step"),
     "convert.split": (str.isidentifier, "a plain name like 'train'"),
     "convert.shards": _at_least(0),
+    "likelihood.split": (bool, "the name of a split like 'test'"),
+    "likelihood.count": _at_least(0),
+    "likelihood.batch_size": _at_least(1),
+    "likelihood.seed": (lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1"),
+    "likelihood.checkpoint": (lambda value: value >= -1, "-1 (the newest) or a step"),
 }
 
 
@@ -319,16 +325,9 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
         elif not isinstance(config.ema[name], str):
             yield f"ema.{name} = {config.ema[name]!r}: must be a string like 'constant(decay=0.9)'"
     yield from _check_optimizer(config.optimizer)
-    if posthoc.is_posthoc(sample.ema):
-        try:
-            posthoc.width(sample.ema)
-            if all(isinstance(config.ema[name], str) for name in config.ema):
-                posthoc.tracked(config.ema, sample.ema)
-        except ConfigError as error:
-            yield str(error).removeprefix("config.")
-    elif sample.ema != "params" and sample.ema not in config.ema:
-        names = [*config.ema, "params", "posthoc(std=...)"]
-        yield f"sample.ema = {sample.ema!r}: {nearest(sample.ema, names)}"
+    yield from _check_average("sample.ema", sample.ema, config.ema)
+    if config.likelihood.ema:
+        yield from _check_average("likelihood.ema", config.likelihood.ema, config.ema)
     if sum(size == -1 for size in config.mesh.values()) > 1:
         yield f"mesh = {dict(config.mesh)}: -1 (the rest) can stand at one axis only"
     every, keep_every = config.checkpoint.every, config.checkpoint.keep_every
@@ -361,6 +360,19 @@ def _check_guidance(names: Sequence[str], null_class: bool) -> Iterator[str]:
                 f"sample.guidance = {name!r}: compares with 'no label'; set "
                 "config.model.null_class=True, give it negative=..., or take ()"
             )
+
+
+def _check_average(field: str, name: str, averages: Section) -> Iterator[str]:
+    """The name of one set of parameters."""
+    if posthoc.is_posthoc(name):
+        try:
+            posthoc.width(name)
+            if all(isinstance(averages[tracked], str) for tracked in averages):
+                posthoc.tracked(averages, name)
+        except ConfigError as error:
+            yield str(error).replace("config.sample.ema", f"config.{field}").removeprefix("config.")
+    elif name != "params" and name not in averages:
+        yield f"{field} = {name!r}: {nearest(name, [*averages, 'params', 'posthoc(std=...)'])}"
 
 
 def _check_optimizer(optimizer: Section) -> Iterator[str]:

@@ -12,6 +12,7 @@ REGISTRIES = (
     "GRIDS",
     "SOLVERS",
     "CLIPS",
+    "LIKELIHOOD_METHODS",
 )
 # Arguments that have no sensible default.
 REQUIRED = {"table": {"path"}, "zero_terminal_snr": {"schedule"}}

@@ -222,6 +222,16 @@ def test_validate_takes_right_configs(fields):
         ({"sample__guidance": 2.0}, "config.sample.guidance = 2.0: must be a tuple"),
         ({"sample__guidance": (2.0,)}, "config.sample.guidance = (2.0,): must be a tuple of str"),
         ({"sample__last_step": "one"}, "must be 'zero' or 'sigma_min' or 'mean'"),
+        ({"likelihood__count": -1}, "config.likelihood.count = -1: must be 0 or more"),
+        ({"likelihood__split": ""}, "config.likelihood.split = '': must be the name of a split"),
+        (
+            {"likelihood__ema": "defualt"},
+            "config.likelihood.ema = 'defualt': did you mean 'default'?",
+        ),
+        (
+            {"likelihood__ema": "posthoc(std=0.3)", "ema": POWER, "sample__ema": "long"},
+            "config.likel",
+        ),
         ({"convert__shards": -1}, "config.convert.shards = -1: must be 0 or more"),
         ({"convert__split": "a/b"}, "config.convert.split = 'a/b': must be a plain name"),
         ({"convert__fields": "image"}, "config.convert.fields = 'image': must be a tuple"),
