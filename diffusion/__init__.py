@@ -103,6 +103,8 @@ SOLVERS = {
     "deis": solvers.deis,
     "lms": solvers.lms,
     "pndm": solvers.pndm,
+    "consistency": solvers.consistency,
+    "flow_map": solvers.flow_map,
 }
 
 __all__ = [

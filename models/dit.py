@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Num
 
 from models.embeddings import sinusoidal
 from models.functional import Network, functional, normal, scan, stack
 from models.layers import Linear
+from models.scalars import Scalars
 from models.settings import Settings
 
 Tokens = Float[Array, "batch tokens hidden"]
@@ -39,6 +40,8 @@ class DiTConfig(Settings):
     attention: str = "xla"
     remat: bool = False
     dtype: str = "float32"
+    # Numbers of the condition that are told beside time; the task's, no field of a config.
+    scalars: tuple[str, ...] = ()
 
     @property
     def side(self) -> int:
@@ -121,6 +124,8 @@ class DiT(nnx.Module):
         rows = config.num_classes + config.null_class
         table = nnx.initializers.normal(0.02)
         self.label = nnx.Embed(rows, width, embedding_init=table, rngs=rngs) if rows else None
+        names = config.scalars
+        self.scalars = Scalars(names, _TIME_CHANNELS, width) if names else None
         self.blocks = stack(lambda: Block(config), config.depth)
         self.modulation_out = Linear(width, 2 * width, zero=True, **exact)
         self.linear_out = Linear(width, area * config.out_channels, zero=True, **exact)
@@ -129,7 +134,7 @@ class DiT(nnx.Module):
         self,
         x: Float[Array, "batch height width channels"],
         time: Num[Array, " batch"],
-        condition: dict[str, Int[Array, " batch"]] | None = None,
+        condition: dict[str, Num[Array, " batch"]] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch height width channels_out"]:
@@ -138,10 +143,14 @@ class DiT(nnx.Module):
         time: any real number; the integer index of the step for a network that is trained so.
         condition: {'label': int [batch]} if the config has classes, where with null_class the
             label num_classes means "no label"; otherwise None. A label beyond that gives NaN.
+            Beside it each of the config's scalars, float [batch].
         rngs: not used; a DiT has no dropout.
         """
         config = self.config
-        embedding = jax.nn.silu(self._embed(time, config.label(condition)))
+        embedding = self._embed(time, config.label(condition))
+        if self.scalars is not None:
+            embedding += self.scalars(condition)
+        embedding = jax.nn.silu(embedding)
         tokens = self.patches(_patchify(x, config.patch_size))
         tokens += _positions(config.side, config.hidden_size)
         tokens, told = tokens.astype(config.dtype), embedding.astype(config.dtype)

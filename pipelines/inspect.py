@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 import diffusion
 from diffusion.induced import Induced, Path, induced, path
 from training import checkpoints, components, tasks
-from training.components import ConfigError
 from training.config import differences
 from training.files import atomic_write
 from training.mesh import make_mesh
@@ -38,12 +37,7 @@ def inspect(config: Any, directory: str | os.PathLike[str]) -> None:
         ConfigError: the config does not describe an objective.
     """
     workdir = Workdir(directory)
-    try:
-        task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"config.diffusion: {error}") from error
+    task = tasks.make_task(config)
     params, origin = _learned(config, workdir, task)
     curves, weights = path(task.objective, params), induced(task.objective, params)
     levels, refused = _grid(config, task.schedule.bind(params.get("schedule", {})))

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusion.pixels import to_uint8
-from training import checkpoints, components, tasks
+from training import checkpoints, tasks
 from training.clock import Clock, Progress, rate
 from training.components import ConfigError
 from training.config import differences
@@ -57,7 +57,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
             f"config.data.field = {config.data.field!r}: samples of this run are latents, and the "
             "autoencoder that makes images of them is not part of it; --mode=sample is for images"
         )
-    task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
+    task = tasks.make_task(config)
     sampler = build_sampler(config, task)
     mesh = make_mesh(**config.mesh)
     params, step = checkpoints.restore_for_sampling(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
@@ -71,7 +72,9 @@ def build_sampler(config: Any, task: Any) -> Sampler:
         ConfigError: the sampler asks for what the network cannot give.
     """
     settings = config.sample
-    guided = settings.guidance != 1.0
+    scalars = getattr(task, "scalars", ())
+    guides_itself, leaps = "guidance" in scalars, "step" in scalars
+    guided = settings.guidance != 1.0 and not guides_itself
     if guided and task.null_label is None:
         raise ConfigError(
             f"config.sample.guidance = {settings.guidance}: guidance needs a network that knows "
@@ -83,6 +86,7 @@ def build_sampler(config: Any, task: Any) -> Sampler:
             f"config.sample.solver = {settings.solver!r}: the network has no learned variance "
             "(config.diffusion.variance = 'learned_range' in training); take variance='fixed_small'"
         )
+    _check_leaps(settings, solver, leaps)
     make_grid = build(diffusion.GRIDS, settings.grid, "config.sample.grid")
 
     def plan_of(schedule: diffusion.Schedule) -> Any:
@@ -118,13 +122,30 @@ def build_sampler(config: Any, task: Any) -> Sampler:
             null = {"label": np.int32(task.null_label)}
             denoiser = diffusion.classifier_free(denoiser, null, inputs.guidance)
         denoiser = diffusion.clip(denoiser, settings.clip, settings.eps_after_clip)
-        condition = {"label": labels} if task.num_classes else None
+        condition = {"label": labels} if task.num_classes else {}
+        if guides_itself:
+            condition["guidance"] = jnp.broadcast_to(inputs.guidance, labels.shape)
         keys = diffusion.sample_keys(seed, indices)
-        return diffusion.sample(denoiser, solver, inputs.plan, keys, task.image_shape, condition)
+        told = condition or None
+        return diffusion.sample(denoiser, solver, inputs.plan, keys, task.image_shape, told)
 
     # A row of the plan is one call.
     calls = len(fixed.now.t) * (2 if guided else 1)
     return Sampler(draw, plan, settings.guidance, calls)
+
+
+def _check_leaps(settings: Any, solver: diffusion.Solver, leaps: bool) -> None:
+    """Refuses settings that do not go with a network that is told the length of a step."""
+    name = f"config.sample.solver = {settings.solver!r}"
+    if leaps != isinstance(solver, diffusion.solvers.FlowMap):
+        wanted = "is told each step's length: take flow_map()" if leaps else "is no flow map"
+        raise ConfigError(f"{name}: this task's network {wanted}")
+    if leaps and (settings.clip != "none" or settings.guidance != 1.0):
+        raise ConfigError(
+            f"{name}: its network says a mean velocity, no clean image: config.sample.clip must be "
+            f"'none', not {settings.clip!r}, and config.sample.guidance 1.0, not "
+            f"{settings.guidance} (guidance is trained into it)"
+        )
 
 
 def sample_labels(
