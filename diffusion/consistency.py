@@ -11,10 +11,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion.denoiser import Condition, Denoiser
-from diffusion.levels import NoiseLevel, expand_like
+from diffusion.levels import AnyArray, NoiseLevel, expand_like
 from diffusion.schedules import Schedule
 
 # (x, level) -> x0
@@ -66,7 +67,7 @@ class Discretization:
     def _ends(self) -> tuple[float, float]:
         return self.sigma_min ** (1.0 / self.rho), self.sigma_max ** (1.0 / self.rho)
 
-    def sigma(self, index: Array, intervals: Array) -> Float[Array, "..."]:
+    def sigma(self, index: ArrayLike, intervals: ArrayLike) -> Float[AnyArray, "..."]:
         """sigma of level `index`, 0 the least noisy of `intervals` + 1."""
         low, high = self._ends
         return (low + index / intervals * (high - low)) ** self.rho
@@ -108,7 +109,6 @@ def pair_loss(
     The target is f at the lower point, not differentiated. At the lowest level, `at_start`, it is
     the point itself: the boundary condition f(x, sigma_min) = x, which so holds whatever the
     parameterization. Weighted by 1 / (sigma_high - sigma_low) (Song and Dhariwal 2023, eq. 8).
-    c 0 is the plain distance.
     """
     identity = x_low / low.like(x_low).alpha
     target = jnp.where(expand_like(at_start, x_low), identity, function(x_low, low))

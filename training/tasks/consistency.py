@@ -26,7 +26,7 @@ class ConsistencyTask(FewStepTask):
     start, end, double_every: intervals between levels, doubled every so many steps until `end`
         (the paper: each eighth of the training); 0: `end` from the first step on.
     mean, std: of ln sigma, the normal law that picks the interval.
-    huber: c of the pseudo-Huber distance is this times the root of the dimension; 0: the 2-norm.
+    huber: c of the pseudo-Huber distance is this times the root of the dimension.
     sigma_min, sigma_max: ends of sigma / alpha; 0: those of the schedule.
     guidance: scale of the teacher's guidance.
 
@@ -52,10 +52,10 @@ class ConsistencyTask(FewStepTask):
         self.curriculum = Curriculum(start, end, double_every)
         low, high = self.sigma_range()
         low, high = max(sigma_min, low), min(sigma_max or high, high)
-        if not (0.0 < low < high and rho > 0.0 and std > 0.0 and huber >= 0.0):
+        if not (0.0 < low < high and rho > 0.0 and std > 0.0 and huber > 0.0):
             raise self.error(
                 f"need sigma_min below sigma_max inside of the schedule's, {self.sigma_range()}, "
-                "rho and std above 0, and huber of 0 or more"
+                "and rho, std and huber above 0"
             )
         if guidance != 1.0 and not teacher:
             raise self.error("guidance needs a teacher")
