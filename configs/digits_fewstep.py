@@ -22,11 +22,11 @@ def get_config(variant: str = "") -> ConfigDict:
     tasks = {
         "progressive": f"progressive(teacher={TEACHER!r}, steps=8)",
         "guidance_distillation": f"guidance_distillation(teacher={TEACHER!r}, low=1.0, high=4.0)",
-        "consistency": "consistency(start=10, end=640, double_every=150)",
+        "consistency": "consistency(start=10, end=640, double_every=100)",
         "consistency_distillation": f"consistency(teacher={TEACHER!r}, start=20, end=160, "
-        "double_every=300)",
-        "scm": "scm(warmup=300)",
-        "scm_distillation": f"scm(teacher={TEACHER!r}, warmup=300)",
+        "double_every=200)",
+        "scm": "scm(warmup=200)",
+        "scm_distillation": f"scm(teacher={TEACHER!r}, warmup=200)",
         "meanflow": "meanflow(equal=0.25)",
         "shortcut": "shortcut(share=0.25)",
     }
@@ -44,16 +44,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample.update(solver="heun()", grid="uniform", steps=25, guidance=1.0)
     if variant in tasks:
         config.task = tasks[variant]
-        config.train.steps = 1200
+        config.train.steps = 800
         config.optimizer.learning_rate = 1e-3
         # A dropped label would take capacity from a student that is sampled without guidance.
         config.diffusion.label_dropout = 0.0
     if variant == "progressive":
         config.diffusion.weighting = "truncated_snr"
-        config.train.steps = 300
+        config.train.steps = 200
         config.sample.update(solver="ddim(eta=0.0)", steps=8)
     elif variant == "guidance_distillation":
-        config.train.steps = 300
+        config.train.steps = 200
     elif variant.startswith(("consistency", "scm")):
         config.sample.update(solver="consistency()", steps=2)
         if variant.startswith("scm"):
