@@ -63,14 +63,14 @@ class ConsistencyTask(FewStepTask):
         self.mean, self.std, self.huber = mean, std, huber
 
     def init_state(self) -> dict:
-        """Steps so far: the curriculum's clock."""
-        return {"step": jnp.int32(0)}
+        """Calls so far: the curriculum's clock."""
+        return {"calls": jnp.int32(0)}
 
     def loss(self, params, state: dict, batch: Mapping, rng: Key[Array, ""]) -> Loss:
         """Mean of the weighted distance between f at the two ends of an interval."""
         keys = jax.random.split(rng, 5)
         x0, condition = self.examples(batch, keys[0], keys[1])
-        intervals = self.curriculum.intervals(state["step"])
+        intervals = self.curriculum.intervals(self.steps_done(state))
         u = jax.random.uniform(keys[2], x0.shape[:1])
         index = self.levels.draw(u, intervals, self.mean, self.std)
         high, low = (
@@ -96,4 +96,4 @@ class ConsistencyTask(FewStepTask):
             c,
         )
         metrics = {"mse": square.mean(), "intervals": intervals.astype(jnp.float32)}
-        return loss.mean(), (metrics, {"step": state["step"] + 1})
+        return loss.mean(), (metrics, {"calls": state["calls"] + 1})

@@ -147,7 +147,7 @@ class DiffusionTask:
         if self.field == "image":
             images = diffusion.to_model(batch["image"])
         else:
-            images = self.config.data.scale * batch[self.field]
+            images = self.config.data.scale * jnp.asarray(batch[self.field])
         condition = self.condition(batch, label_rng)
         if self.augment is not None:
             images, labels = self.augment(images, augment_rng)

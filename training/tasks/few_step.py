@@ -89,6 +89,10 @@ class FewStepTask(DiffusionTask):
         merged = tree.unflatten([theirs.get(jax.tree_util.keystr(p), v) for p, v in leaves])
         return merged | {name: value for name, value in params.items() if name == OBJECTIVE}
 
+    def steps_done(self, state: Mapping) -> Array:
+        """Training steps of a state that counts calls of the loss, one a microbatch, in 'calls'."""
+        return state["calls"] // self.config.train.accumulate
+
     def sigma_range(self) -> tuple[float, float]:
         """Least and largest sigma / alpha that a network is asked about."""
         with np.errstate(over="ignore"):

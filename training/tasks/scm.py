@@ -57,8 +57,8 @@ class SCMTask(FewStepTask):
         self.sigma_data = self.parameterization.sigma_data
 
     def init_state(self) -> dict:
-        """Steps so far: the warm-up's clock."""
-        return {"step": jnp.int32(0)}
+        """Calls so far: the warm-up's clock."""
+        return {"calls": jnp.int32(0)}
 
     def loss(self, params, state: dict, batch: Mapping, rng: Key[Array, ""]) -> Loss:
         """Mean of |F - sg(F + g)|^2 a pixel, over e^u and plus u where u is learned."""
@@ -90,7 +90,7 @@ class SCMTask(FewStepTask):
             )
             return -raw
 
-        warm = jnp.minimum(1.0, state["step"] / self.warmup) if self.warmup else 1.0
+        warm = jnp.minimum(1.0, self.steps_done(state) / self.warmup) if self.warmup else 1.0
         loss, size = scm_loss(
             velocity,
             cos * x0 + sin * self.sigma_data * eps,
@@ -104,4 +104,4 @@ class SCMTask(FewStepTask):
             weight = self.objective.uncertainty(params[OBJECTIVE]["uncertainty"], level.logsnr)
             loss = loss * jnp.exp(-weight) + weight
         metrics = {"tangent": jnp.sqrt(size).mean()}
-        return loss.mean(), (metrics, {"step": state["step"] + 1})
+        return loss.mean(), (metrics, {"calls": state["calls"] + 1})
