@@ -49,7 +49,7 @@ class ShortcutTask(FewStepTask):
         self.average, self.share, self.clip = average, share, clip
         self.doublings = int(math.log2(steps))
         self.longest = self.schedule.t_range[1]
-        self.network = Network(self.network.init, _told_doublings(self.network, self))
+        self.network = self.network._replace(apply=_told_doublings(self.network, self))
 
     def loss(self, params, state: dict, batch: Mapping, rng: Key[Array, ""]) -> Loss:
         """Mean squared error of the velocity, on both parts of the batch."""
