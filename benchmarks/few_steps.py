@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 import diffusion
 from evaluation.class_accuracy import ClassAccuracy
-from training import checkpoints, command_line, tasks
+from training import checkpoints, command_line, components, tasks
 from training.config import freeze
 from training.mesh import make_mesh
 from training.sampler import build_sampler, sample_labels
@@ -140,9 +140,17 @@ def train(config: str, root: Path, methods: list[Method]) -> None:
                 teacher = student
         elif method.variant:
             task = command_line.read(f"{config}:{method.variant}").task
-            asked = command_line.read(f"{config}:progressive").task.split("'")[1]
-            task = task.replace(asked, str(root / "teacher"))
+            task = taught_by(task, root / "teacher")
             start(f"{config}:{method.variant}", root / method.run, task)
+
+
+def taught_by(task: str, teacher: Path) -> str:
+    """A config's task with this teacher, if it has one at all."""
+    name, given = components.parse(task)
+    if "teacher" not in given:
+        return task
+    spelled = (f"{k}={v!r}" for k, v in (given | {"teacher": str(teacher)}).items())
+    return f"{name}({', '.join(spelled)})"
 
 
 def start(config: str, workdir: Path, task: str = "diffusion", *more: str) -> None:

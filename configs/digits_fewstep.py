@@ -20,6 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     return few_step(
         digits.get_config("smoke" if variant == "smoke" else ""),
         variant,
+        file=__file__,
         teacher="runs/fewstep/teacher",
         sigma_data=0.75,
         teacher_steps=1600,
@@ -32,6 +33,7 @@ def few_step(
     config: ConfigDict,
     variant: str,
     *,
+    file: str,
     teacher: str,
     sigma_data: float,
     teacher_steps: int,
@@ -40,6 +42,7 @@ def few_step(
 ) -> ConfigDict:
     """Turns the config of a diffusion model into that of a teacher or of one of its students.
 
+    file: the config's, for messages.
     sigma_data: of EDM's preconditioning, the data's standard deviation.
     stage_steps: of a stage of progressive distillation, and of guidance distillation.
     """
@@ -55,7 +58,7 @@ def few_step(
         "meanflow": "meanflow(equal=0.25)",
         "shortcut": "shortcut(share=0.25)",
     }
-    base.check_variant(__file__, variant, ("", "smoke", *tasks))
+    base.check_variant(file, variant, ("", "smoke", *tasks))
     # Clean data is at t = 0; networks are asked on [0.01, 0.99], sigma / alpha from 0.01 to 99.
     config.diffusion.update(
         schedule="rectified_flow(margin=0.01)",

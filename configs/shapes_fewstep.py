@@ -18,6 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     return digits_fewstep.few_step(
         config,
         variant,
+        file=__file__,
         teacher="runs/shapes_fewstep/teacher",
         sigma_data=0.5,
         teacher_steps=50_000,

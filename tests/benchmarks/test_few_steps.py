@@ -26,6 +26,15 @@ def test_every_variant_of_the_config_is_a_row():
         assert config.task.split("(")[0] in few_steps.tasks.TASKS
 
 
+def test_the_teacher_is_that_of_the_root():
+    task = "consistency(teacher='there', start=20, end=160)"
+    found = few_steps.taught_by(task, few_steps.Path("here"))
+    assert found == "consistency(teacher='here', start=20, end=160)"
+    assert (
+        few_steps.taught_by("meanflow(equal=0.25)", few_steps.Path("a")) == "meanflow(equal=0.25)"
+    )
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("root")
