@@ -70,6 +70,16 @@ def test_cells_have_the_calls_of_their_column(root):
     assert lines[2].count("(") == 2
 
 
+def test_a_part_is_added_to_the_table():
+    def result(*cells):
+        return {"real": 1, "cells": [{"method": m, "column": c, "v": v} for m, c, v in cells]}
+
+    old = result(("MeanFlow", 1, "a"), ("teacher, DDIM", 2, "b"))
+    new = result(("teacher, DDIM", 2, "c"), ("teacher, DDIM", 1, "d"))
+    found = few_steps.joined(old, new)
+    assert [cell["v"] for cell in found["cells"]] == ["d", "c", "a"]
+
+
 def test_samples_are_the_jobs(root):
     """The same images as `--mode=sample` makes of this seed."""
     workdir = few_steps.Workdir(root / "teacher")
