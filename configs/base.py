@@ -58,7 +58,8 @@ def get_config(variant: str = "") -> ConfigDict:
     """Defaults of all fields. `variant` is what follows the colon in `--config=file.py:variant`."""
     check_variant(__file__, variant, ("",))
     config = ConfigDict()
-    # What the run trains: a line of `training.tasks.TASKS`.
+    # What the run trains: a line of `training.tasks.TASKS`, as a call. Beside 'diffusion' those of
+    # few-step generation: 'progressive(teacher="runs/digits", steps=8)', see docs/few_steps.md.
     config.task = "diffusion"
     # Everything random follows from this one number: initial weights, order of the data, noise.
     config.seed = 0

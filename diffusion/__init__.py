@@ -106,6 +106,8 @@ SOLVERS = {
     "deis": solvers.deis,
     "lms": solvers.lms,
     "pndm": solvers.pndm,
+    "consistency": solvers.consistency,
+    "flow_map": solvers.flow_map,
 }
 CLIPS = {"none": clipping.none, "static": clipping.static, "dynamic": clipping.dynamic}
 GUIDANCES = {

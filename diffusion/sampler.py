@@ -76,8 +76,10 @@ def _walk(
     plan = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), plan)
     rows = len(jax.tree.leaves(plan)[0])
 
-    def bound(x: Float[Array, "batch *shape"], level: NoiseLevel):
-        return denoiser(x, level, condition)
+    def bound(x: Float[Array, "batch *shape"], level: NoiseLevel, **told: Float[Array, ""]):
+        """What a solver tells beside the level joins the condition."""
+        each = {name: jnp.broadcast_to(value, x.shape[:1]) for name, value in told.items()}
+        return denoiser(x, level, (condition or {}) | each if each else condition)
 
     def step(state: Any, row: tuple[Any, Int[Array, ""]]) -> tuple[Any, None]:
         plan_k, k = row

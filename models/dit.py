@@ -12,6 +12,7 @@ from models.attention import replace_rows
 from models.embeddings import sinusoidal
 from models.functional import Network, functional, normal, scan, stack
 from models.layers import Linear
+from models.scalars import Scalars
 from models.settings import Settings
 
 Tokens = Float[Array, "batch tokens hidden"]
@@ -40,6 +41,8 @@ class DiTConfig(Settings):
     attention: str = "xla"
     remat: bool = False
     dtype: str = "float32"
+    # Numbers of the condition that are told beside time; the task's, no field of a config.
+    scalars: tuple[str, ...] = ()
 
     @property
     def side(self) -> int:
@@ -129,6 +132,8 @@ class DiT(nnx.Module):
         rows = config.num_classes + config.null_class
         table = nnx.initializers.normal(0.02)
         self.label = nnx.Embed(rows, width, embedding_init=table, rngs=rngs) if rows else None
+        names = config.scalars
+        self.scalars = Scalars(names, _TIME_CHANNELS, width) if names else None
         self.blocks = stack(lambda: Block(config), config.depth)
         self.modulation_out = Linear(width, 2 * width, zero=True, **exact)
         self.linear_out = Linear(width, area * config.out_channels, zero=True, **exact)
@@ -146,14 +151,18 @@ class DiT(nnx.Module):
         time: any real number; the integer index of the step for a network that is trained so.
         condition: {'label': int [batch]} if the config has classes, where with null_class the
             label num_classes means "no label"; otherwise None. A label beyond that gives NaN.
-            'identity_attention' {block: bool [batch]}, never required: True replaces the attention
-            there, for perturbed-attention guidance.
+            Beside it each of the config's scalars, float [batch], and, never required,
+            'identity_attention' {block: bool [batch]}: True replaces the attention there, for
+            perturbed-attention guidance.
         rngs: not used; a DiT has no dropout.
         """
         config = self.config
         condition = dict(condition or {})
         identity = self._identity(condition.pop("identity_attention", {}), len(x))
-        embedding = jax.nn.silu(self._embed(time, config.label(condition)))
+        embedding = self._embed(time, config.label(condition))
+        if self.scalars is not None:
+            embedding += self.scalars(condition)
+        embedding = jax.nn.silu(embedding)
         tokens = self.patches(_patchify(x, config.patch_size))
         tokens += _positions(config.side, config.hidden_size)
         tokens, told = tokens.astype(config.dtype), embedding.astype(config.dtype)

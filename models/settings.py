@@ -14,11 +14,14 @@ class Settings:
 
     def label(self, condition: dict | None) -> Int[Array, " batch"] | None:
         """The label of a network with classes, None of one without; ValueError if they differ."""
-        given, wanted = sorted(condition or ()), ["label"] if self.num_classes else []
+        scalars = getattr(self, "scalars", ())
+        given = sorted(condition or ())
+        wanted = sorted((["label"] if self.num_classes else []) + list(scalars))
         if given != wanted:
+            told = f" and scalars={scalars}" if scalars else ""
             raise ValueError(
-                f"condition has {given}, but a network with num_classes={self.num_classes} takes "
-                f"{wanted or None}"
+                f"condition has {given}, but a network with num_classes={self.num_classes}{told} "
+                f"takes {wanted or None}"
             )
         return condition["label"] if self.num_classes else None
 

@@ -12,6 +12,7 @@ from models.convolution import Conv
 from models.embeddings import sinusoidal
 from models.functional import Network, functional
 from models.layers import GroupNorm, Linear
+from models.scalars import Scalars
 from models.unet_config import UNetConfig
 
 
@@ -35,6 +36,8 @@ class UNet(nnx.Module):
         self.label = nnx.Embed(rows, embedding, embedding_init=normal, rngs=rngs) if rows else None
         vector = config.embedding_dim
         self.embedding = Linear(vector, embedding, **exact) if vector else None
+        names = config.scalars
+        self.scalars = Scalars(names, config.channels, embedding) if names else None
         inputs = config.in_channels * (1 + 2 * len(config.fourier_features))
         self.conv_in = Conv(inputs, widths[0], init=config.init, dtype=config.dtype)
 
@@ -87,6 +90,7 @@ class UNet(nnx.Module):
             'label' int [batch], with classes. With null_class the label num_classes means "no
                 label"; a label beyond that gives NaN.
             'embedding' float [batch embedding_dim], with embedding_dim: goes where time goes.
+            each of the config's scalars, float [batch]: goes where time goes.
             'context' float [batch length context_dim], with context: tokens to attend to.
             'context_mask' bool [batch length], never required: False is a token not to be seen.
             'identity_attention' {resolution: bool [batch]}, never required: True replaces the
@@ -131,6 +135,7 @@ class UNet(nnx.Module):
             "embedding": config.embedding_dim,
             "context": config.context_dim,
         }
+        fields |= dict.fromkeys(config.scalars, True)
         wanted = [name for name, there in fields.items() if there]
         mask = ("context_mask",) if config.context_dim else ()
         optional = {*mask, "identity_attention"}
@@ -161,6 +166,8 @@ class UNet(nnx.Module):
             embedding += self.label(condition["label"])
         if self.embedding is not None:
             embedding += self.embedding(condition["embedding"])
+        if self.scalars is not None:
+            embedding += self.scalars(condition)
         return jax.nn.silu(embedding)
 
     def _context(self, condition) -> Context | None:

@@ -20,6 +20,8 @@ class UNetConfig:
 
     `resample` 'conv_symmetric' pads the strided convolution by one on every side (iDDPM), where
     'conv' pads (0, 1) (DDPM). The attention in the middle is that of the last level.
+    `scalars` are names of numbers of the condition that are told beside time; they are the task's
+    (a step's length, a guidance scale) and no field of a config.
     Fields that cannot go together raise ValueError.
     """
 
@@ -49,6 +51,7 @@ class UNetConfig:
     transformer_depth: tuple[int, ...] = (1,)
     embedding_dim: int = 0
     fourier_features: tuple[int, ...] = ()
+    scalars: tuple[str, ...] = ()
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 import diffusion
 from diffusion.induced import Induced, Path, induced, path
 from training import checkpoints, components, tasks
-from training.components import ConfigError
 from training.config import differences
 from training.files import atomic_write
 from training.mesh import make_mesh
@@ -41,7 +40,7 @@ def inspect(config: Any, directory: str | os.PathLike[str]) -> None:
     if config.task == "classifier":
         raise ConfigError("config.task = 'classifier': has no objective over noise levels to draw")
     try:
-        task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
+        task = tasks.make_task(config)
     except ConfigError:
         raise
     except ValueError as error:

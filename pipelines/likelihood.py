@@ -47,7 +47,7 @@ def likelihood(config: Any, directory: str | os.PathLike[str]) -> None:
     """
     workdir, settings = Workdir(directory), config.likelihood
     check_trained(workdir, config)
-    task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
+    task = tasks.make_task(config)
     method = build_method(config)
     # Refused before anything is read.
     make_plan(method, task, {}, settings.method)

@@ -62,7 +62,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
             "config.task = 'classifier': has no samples; name this run in config.sample.guidance "
             "of a diffusion run, classifier(scale=1.0, workdir=...)"
         )
-    task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
+    task = tasks.make_task(config)
     mesh = make_mesh(**config.mesh)
     others = companions.restore(config, workdir, mesh)
     sampler = build_sampler(config, task, others)

@@ -38,8 +38,7 @@ def test_config_is_valid(file, variant):
 @pytest.mark.parametrize("name", COUNTS)
 def test_networks_have_the_papers_size(name):
     config = freeze(command_line.read(name))
-    make_task = components.lookup(tasks.TASKS, config.task, "config.task")
-    params = jax.eval_shape(make_task(config).init, jax.random.key(0))
+    params = jax.eval_shape(tasks.make_task(config).init, jax.random.key(0))
     assert models.count_parameters(params) == pytest.approx(COUNTS[name], rel=4e-4)
 
 
@@ -56,7 +55,7 @@ def test_networks_have_the_papers_size(name):
 def test_samplers_take_the_papers_calls(name, calls):
     """Heun on Karras' levels from 80 to 0.002, then clean data."""
     config = freeze(command_line.read(name))
-    task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
+    task = tasks.make_task(config)
     built = sampler.build_sampler(config, task)
     assert built.calls_per_image == calls
     plan = built.plan({})

@@ -32,6 +32,8 @@ def _items(state: TrainState) -> dict:
     """The state as checkpoint items."""
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     params, averages = fields.pop("params"), fields.pop("ema")
+    # It is another run's, and comes from there.
+    del fields["frozen"]
     if not fields["task"]:
         # Checkpoints of tasks without a state look as they did before there were any with one.
         del fields["task"]
@@ -73,7 +75,7 @@ class Checkpoints:
         )
 
     def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, dict]:
-        """The state and the loader's position, laid out as `abstract` says.
+        """The state, without `frozen`, and the loader's position, laid out as `abstract` says.
 
         Args:
             abstract: of `jax.ShapeDtypeStruct` with shardings; these may be of another number of

@@ -68,7 +68,12 @@ def _restore(name: str, item: Any, config: Any, workdir: Workdir, mesh: Any) -> 
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     _check_fits(where, item.companion, config, other, os.fspath(there))
-    task = components.lookup(tasks.TASKS, other.task, "config.task")(other)
+    task = tasks.make_task(other)
+    if told := getattr(task, "scalars", ()):
+        raise ConfigError(
+            f"{where}: the network of {os.fspath(there)} has to be told {', '.join(told)}, too; "
+            "take a run of task 'diffusion'"
+        )
     ema = run.ema or (other if run.workdir else config).sample.ema
     try:
         params, step = checkpoints.restore_for_sampling(

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 # Fields that are just a name, and the registry that has it.
-NAMES = {"task": "training.tasks:TASKS", "model.name": "models:MODELS"}
+NAMES = {"model.name": "models:MODELS"}
 # Fields that name a component as a call, or a tuple of them. Metrics are checked by the evaluation,
 # which training does not know.
 CALLS = {
+    "task": "training.tasks:TASKS",
     "data.source": "input_pipeline:SOURCES",
     "data.augmentations": "input_pipeline:AUGMENTATIONS",
     "data.device_augmentation": "input_pipeline:DEVICE_AUGMENTATIONS",

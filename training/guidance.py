@@ -1,12 +1,14 @@
 """Guidances of a config: built, and checked against network and solver."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 import diffusion
-from diffusion.guidance import CFGPlusPlus
+from diffusion.guidance import CFGPlusPlus, classifier_free
 from training.components import ConfigError, build, parse
 
 FIELD = "config.sample.guidance"
@@ -35,14 +37,24 @@ def denoiser_of(task: Any, params: Any) -> Callable[..., diffusion.Prediction]:
     return diffusion.denoiser(network, schedule, task.parameterization, task.learned_variance)
 
 
+def told_scale(guidances: Sequence[diffusion.Guidance]) -> ArrayLike:
+    """The scale that a network is told which was distilled from a guided one; 1 is unguided."""
+    return 1.0 + guidances[0].extra if guidances else np.float32(1.0)
+
+
 def check(config: Any, task: Any, solver: Any, plan: Any) -> None:
     """Refuses guidances that the sampled network or the solver cannot serve.
 
     Raises:
         ConfigError: one line with the guidance, the reason and the remedy.
     """
-    settings = config.sample
-    for name, item in zip(settings.guidance, build_all(settings.guidance), strict=True):
+    settings, items = config.sample, build_all(config.sample.guidance)
+    if "guidance" in getattr(task, "scalars", ()) and not _only_a_scale(items):
+        raise ConfigError(
+            f"{FIELD} = {settings.guidance}: this network is told the scale and guides itself; "
+            "give one classifier_free(scale=...) with nothing else, or ()"
+        )
+    for name, item in zip(settings.guidance, items, strict=True):
         where = f"{FIELD} = {name!r}"
         negative = getattr(item, "negative", None)
         if item.needs_null and not task.num_classes:
@@ -75,6 +87,15 @@ def check(config: Any, task: Any, solver: Any, plan: Any) -> None:
             )
         if isinstance(item, CFGPlusPlus):
             _check_cfg_plus_plus(where, settings, solver)
+
+
+def _only_a_scale(items: Sequence[diffusion.Guidance]) -> bool:
+    plain = classifier_free(w=0.0)
+    return not items or (
+        len(items) == 1
+        and type(items[0]) is type(plain)
+        and dataclasses.replace(items[0], extra=0.0) == plain
+    )
 
 
 def _check_cfg_plus_plus(where: str, settings: Any, solver: Any) -> None:

@@ -1,6 +1,7 @@
 """The training loop: `python main.py --mode=train`. It knows tasks only by their interface."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import sys
@@ -67,6 +68,7 @@ def _restore_or_init(run: runs.Run, checkpoints: Checkpoints, loader, writer: Me
     if latest is None:
         return run.init_state(), 0
     state, position = checkpoints.restore(run.abstract_state, latest)
+    state = dataclasses.replace(state, frozen=run.frozen())
     loader.restore(position)
     log.info("resuming from the checkpoint of step %d", latest)
     return state, latest

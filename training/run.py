@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from training import components, ema, mesh, optimizer, state, step, tasks
+from training import ema, mesh, optimizer, state, step, tasks
 from training.components import ConfigError
 
 
@@ -21,6 +21,8 @@ class Run:
     abstract_state: state.TrainState
     init_state: Callable[[], state.TrainState]
     batch_spec: dict[str, jax.ShapeDtypeStruct]
+    # Loads what the task only reads (`TrainState.frozen`); {} for most.
+    frozen: Callable[[], dict]
     # (state, batch) -> state, jitted, the state donated.
     train_step: Callable
 
@@ -45,8 +47,17 @@ def build(config: ConfigDict, devices=None) -> Run:
             f"{config.train.accumulate} is {micro} examples, which {ways} devices (data x fsdp) "
             "cannot share evenly; take a multiple"
         )
-    make_task = components.lookup(tasks.TASKS, config.task, "config.task")
-    task = make_task(config)
+    task = tasks.make_task(config)
+    teachers = getattr(task, "teachers", {})
+    abstract_frozen = {}
+    for name, teacher in teachers.items():
+        teacher.check(task)
+        shapes = teacher.abstract
+        abstract_frozen[name] = mesh.with_sharding(shapes, mesh.state_sharding(shapes, device_mesh))
+
+    def frozen() -> dict:
+        return {name: teacher.load(device_mesh) for name, teacher in teachers.items()}
+
     rate = optimizer.learning_rate(config.optimizer, config.train.steps)
     transform = optimizer.make_optimizer(config.optimizer, rate)
     ema_rates = ema.make_emas(config.ema, config.train.batch_size)
@@ -59,10 +70,10 @@ def build(config: ConfigDict, devices=None) -> Run:
         task,
         transform,
         tuple(ema_rates),
-        step.metric_names(task, spec),
+        step.metric_names(task, spec, abstract_frozen),
         config.seed,
     )
-    abstract, init_state = state.sharded_init(init, device_mesh)
+    abstract, init_state = state.sharded_init(init, device_mesh, abstract_frozen)
     train_step = step.make_train_step(
         task,
         transform,
@@ -79,7 +90,8 @@ def build(config: ConfigDict, devices=None) -> Run:
         task=task,
         mesh=device_mesh,
         abstract_state=abstract,
-        init_state=init_state,
+        init_state=lambda: init_state(frozen()),
+        frozen=frozen,
         batch_spec=spec,
         train_step=jax.jit(
             train_step,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
@@ -89,12 +90,15 @@ def build_sampler(config: Any, task: Any, companions: Sequence[Any] = ()) -> Sam
         if other is not None or not item.companion
     ]
     guidances, companions = (tuple(part) for part in zip(*kept, strict=True)) if kept else ((), ())
+    scalars = getattr(task, "scalars", ())
+    guides_itself, leaps = "guidance" in scalars, "step" in scalars
     solver = build(diffusion.SOLVERS, settings.solver, "config.sample.solver")
     if getattr(solver, "variance", None) == "learned_range" and not task.learned_variance:
         raise ConfigError(
             f"config.sample.solver = {settings.solver!r}: the network has no learned variance "
             "(config.diffusion.variance = 'learned_range' in training); take variance='fixed_small'"
         )
+    _check_leaps(settings, solver, leaps)
     make_grid = build(diffusion.GRIDS, settings.grid, "config.sample.grid")
     clip = build(diffusion.CLIPS, settings.clip, "config.sample.clip")
 
@@ -122,21 +126,23 @@ def build_sampler(config: Any, task: Any, companions: Sequence[Any] = ()) -> Sam
         indices: Int[Array, " batch"],
         labels: Int[Array, " batch"],
     ) -> Float[Array, "batch height width channels"]:
-        others = [
-            other and other.bind(weights)
-            for other, weights in zip(companions, inputs.companions, strict=True)
-        ]
-        denoiser = diffusion.guide(
-            guidance.denoiser_of(task, params),
-            inputs.guidances,
-            task.parameterization,
-            null,
-            others,
-        )
+        condition = {"label": labels} if max(classes) else {}
+        denoiser = guidance.denoiser_of(task, params)
+        if guides_itself:
+            scale = guidance.told_scale(inputs.guidances)
+            condition["guidance"] = jnp.broadcast_to(scale, labels.shape)
+        else:
+            others = [
+                other and other.bind(weights)
+                for other, weights in zip(companions, inputs.companions, strict=True)
+            ]
+            denoiser = diffusion.guide(
+                denoiser, inputs.guidances, task.parameterization, null, others
+            )
         denoiser = diffusion.clip(denoiser, clip, settings.eps_after_clip)
-        condition = {"label": labels} if max(classes) else None
         keys = diffusion.sample_keys(seed, indices)
-        return diffusion.sample(denoiser, solver, inputs.plan, keys, task.image_shape, condition)
+        told = condition or None
+        return diffusion.sample(denoiser, solver, inputs.plan, keys, task.image_shape, told)
 
     return Sampler(
         draw,
@@ -145,8 +151,23 @@ def build_sampler(config: Any, task: Any, companions: Sequence[Any] = ()) -> Sam
         tuple(other and other.params for other in companions),
         max(classes),
         # A row of the plan is one call.
-        calls_per_image=len(fixed.now.t) * diffusion.guidance.calls(guidances, null),
+        calls_per_image=len(fixed.now.t)
+        * diffusion.guidance.calls(() if guides_itself else guidances, null),
     )
+
+
+def _check_leaps(settings: Any, solver: diffusion.Solver, leaps: bool) -> None:
+    """Refuses settings that do not go with a network that is told the length of a step."""
+    name = f"config.sample.solver = {settings.solver!r}"
+    if leaps != isinstance(solver, diffusion.solvers.FlowMap):
+        wanted = "is told each step's length: take flow_map()" if leaps else "is no flow map"
+        raise ConfigError(f"{name}: this task's network {wanted}")
+    if leaps and (settings.clip != "none" or settings.guidance):
+        raise ConfigError(
+            f"{name}: its network says a mean velocity, no clean image: config.sample.clip must be "
+            f"'none', not {settings.clip!r}, and config.sample.guidance (), not "
+            f"{settings.guidance} (guidance is trained into it)"
+        )
 
 
 def sample_labels(

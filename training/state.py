@@ -36,12 +36,21 @@ class TrainState:
     bad_steps: Leaf
     bad_streak: Leaf
     bad_since: Leaf
+    # Read only, and not in checkpoints: a teacher's parameters, loaded again at each start.
+    frozen: dict = dataclasses.field(default_factory=dict)
 
 
-def initial_state(task, optimizer: optax.GradientTransformation, ema_names, metrics, seed: int):
-    """State before the first step (to be traced, see `sharded_init`)."""
+def initial_state(
+    task, optimizer: optax.GradientTransformation, ema_names, metrics, seed: int, frozen=None
+):
+    """State before the first step (to be traced, see `sharded_init`).
+
+    With `frozen`, what the task only reads, its parameters are those of `task.start`.
+    """
     init_rng, train_rng = jax.random.split(jax.random.key(seed))
     params = task.init(init_rng)
+    if frozen:
+        params = task.start(params, frozen)
 
     def zero():
         return jnp.zeros((), jnp.int32)
@@ -58,15 +67,16 @@ def initial_state(task, optimizer: optax.GradientTransformation, ema_names, metr
         bad_steps=zero(),
         bad_streak=zero(),
         bad_since=zero(),
+        frozen=frozen or {},
     )
 
 
-def sharded_init(init, mesh: Mesh):
+def sharded_init(init, mesh: Mesh, *given):
     """Makes a state on the mesh, no leaf ever whole on one device unless its sharding says so.
 
     Returns:
-        (abstract state with shardings, function () -> state).
+        (abstract state with shardings, function (*given) -> state; here `given` is abstract).
     """
-    abstract = jax.eval_shape(init)
+    abstract = jax.eval_shape(init, *given)
     sharding = meshes.state_sharding(abstract, mesh)
     return meshes.with_sharding(abstract, sharding), jax.jit(init, out_shardings=sharding)

@@ -87,9 +87,13 @@ def make_train_step(
 
     def train_step(state: TrainState, batch) -> TrainState:
         rng = jax.random.fold_in(state.rng, state.step)
+        read_only = _read_only(task, state.frozen, state.ema)
+
+        def loss_of(params, task_state, batch, rng):
+            return task.loss(params, task_state | read_only, batch, rng)
 
         def evaluate(params):
-            return gradient(task.loss, params, state.task, batch, rng, accumulate, mesh)
+            return gradient(loss_of, params, state.task, batch, rng, accumulate, mesh)
 
         (loss, metrics, grads), task_state = evaluate(state.params)
         if sam_rho > 0:
@@ -134,14 +138,22 @@ def make_train_step(
             bad_steps=state.bad_steps + ~good,
             bad_streak=streak,
             bad_since=jnp.where(state.bad_streak == 0, state.step + 1, state.bad_since),
+            frozen=state.frozen,
         )
 
     return train_step
 
 
-def metric_names(task, batch_spec: Mapping) -> tuple[str, ...]:
+def _read_only(task, frozen: Mapping, averages: Mapping) -> dict:
+    """What the loss finds in its state and does not give back."""
+    name = getattr(task, "average", None)
+    return {**frozen, "average": averages[name]} if name else dict(frozen)
+
+
+def metric_names(task, batch_spec: Mapping, frozen: Mapping | None = None) -> tuple[str, ...]:
     """Names of the running metrics: the task's own and the step's."""
     params = jax.eval_shape(task.init, jax.random.key(0))
-    task_state = jax.eval_shape(task.init_state)
+    averages = {getattr(task, "average", None): params}
+    task_state = jax.eval_shape(task.init_state) | _read_only(task, frozen or {}, averages)
     _, (metrics, _) = jax.eval_shape(task.loss, params, task_state, batch_spec, jax.random.key(0))
     return ("loss", *metrics, "grad_norm", "learning_rate")

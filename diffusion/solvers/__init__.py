@@ -8,6 +8,7 @@ multiplies and adds. Every solver takes every scaling (vp, ve, flow) and paramet
 from diffusion.solvers.analytic import EpsEstimates
 from diffusion.solvers.ancestral import DDIM, DDPM, ddim, ddpm, euler_ancestral
 from diffusion.solvers.base import Bound, Solver, at
+from diffusion.solvers.flow_map import Consistency, FlowMap, consistency, flow_map
 from diffusion.solvers.linear import Linear, LinearPlan, LinearState
 from diffusion.solvers.multistep import (
     deis,
@@ -26,12 +27,15 @@ __all__ = [
     "DDIM",
     "DDPM",
     "Bound",
+    "Consistency",
     "EpsEstimates",
+    "FlowMap",
     "Linear",
     "LinearPlan",
     "LinearState",
     "Solver",
     "at",
+    "consistency",
     "ddim",
     "ddpm",
     "deis",
@@ -43,6 +47,7 @@ __all__ = [
     "dpmpp_3s",
     "euler",
     "euler_ancestral",
+    "flow_map",
     "heun",
     "lms",
     "pndm",

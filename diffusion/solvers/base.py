@@ -14,8 +14,8 @@ from diffusion.schedules import Schedule
 
 # float64 numpy [calls] in a plan; a scalar in the row of it that a step is given.
 Table = ArrayLike
-# A denoiser with its condition bound.
-Bound = Callable[[AnyArray, NoiseLevel], Prediction]
+# A denoiser with its condition bound: (x, level), and by name what joins the condition.
+Bound = Callable[..., Prediction]
 
 
 class Solver(abc.ABC):

@@ -64,6 +64,30 @@ def test_the_second_gradient_of_sam_leaves_no_memory():
     assert int(current.task["seen"]) == 2
 
 
+class TaughtTask(ToyTask):
+    """Is pulled to an average of its own parameters, which it only reads."""
+
+    average = "slow"
+
+    def loss(self, params, state, batch, rng):
+        gap = params["b"] - jax.lax.stop_gradient(state["average"]["b"])
+        value, (metrics, _) = super().loss(params, {}, batch, rng)
+        return value + (gap**2).sum(), (metrics | {"gap": jnp.abs(gap).sum()}, {})
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_reads_the_average_that_the_task_names(accumulate):
+    current, train_step, sharding = setup(TaughtTask(), accumulate=accumulate)
+    gaps = []
+    for i in range(3):
+        before = jax.device_get((current.params["b"], current.ema["slow"]["b"]))
+        current = run(current, train_step, sharding, [batch(i)])
+        gaps.append(np.abs(before[0] - before[1]).sum())
+    np.testing.assert_allclose(current.metrics["gap"], sum(gaps), rtol=1e-5)
+    assert gaps[0] == 0 < gaps[2]
+    assert current.task == {}
+
+
 @pytest.mark.parametrize("task", [MemoryTask, ToyTask])
 def test_a_stopped_run_goes_on_with_its_memory(task, tmp_path):
     parts = setup(task(), accumulate=2, devices=8, fsdp=4)

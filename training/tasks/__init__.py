@@ -1,16 +1,32 @@
 """What differs between the stages that the loop trains: one file each, one line here."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Key
 
-from training.tasks import classifier, diffusion
+from training.components import build
+from training.tasks import (
+    classifier,
+    consistency,
+    diffusion,
+    guidance_distillation,
+    meanflow,
+    progressive,
+    scm,
+    shortcut,
+)
 
 
 @runtime_checkable
 class Task(Protocol):
-    """All that the loop knows of what it trains."""
+    """All that the loop knows of what it trains.
+
+    A task may have two more. `teachers`, a dict of `training.teacher.Teacher`: `loss` finds their
+    parameters in its state, under these names, and `start(params, frozen)` gives the student's
+    first parameters. `average`, a name of `config.ema`: `loss` finds that average under 'average'.
+    Both are read only: the state that `loss` returns is without them.
+    """
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Fields of a global batch, with shapes and types."""
@@ -30,5 +46,19 @@ class Task(Protocol):
         """Images in [-1, 1] that show how far the training is."""
 
 
-# Called with the whole config.
-TASKS = {"diffusion": diffusion.DiffusionTask, "classifier": classifier.ClassifierTask}
+# Called with the whole config, and the arguments that `config.task` gives.
+TASKS = {
+    "diffusion": diffusion.DiffusionTask,
+    "classifier": classifier.ClassifierTask,
+    "progressive": progressive.ProgressiveTask,
+    "guidance_distillation": guidance_distillation.GuidanceDistillationTask,
+    "consistency": consistency.ConsistencyTask,
+    "scm": scm.SCMTask,
+    "meanflow": meanflow.MeanFlowTask,
+    "shortcut": shortcut.ShortcutTask,
+}
+
+
+def make_task(config: Any) -> Task:
+    """The task that `config.task` names."""
+    return build(TASKS, config.task, "config.task", config=config)

@@ -1,6 +1,9 @@
 """A diffusion model of images: unconditional or of a class."""
 
+import functools
+import types
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ import diffusion
 import input_pipeline
 import models
 from training import sampler
-from training.components import build, construct
+from training.components import ConfigError, build, construct
 
 # Where parameters that the objective learns (of schedule and weight) stand beside the network's.
 OBJECTIVE = "objective"
@@ -29,6 +32,11 @@ class DiffusionTask:
         null_label: the label that stands for none, or None.
     """
 
+    # Numbers that the network is told beside time: 'step' and 'guidance' are the sampler's.
+    scalars: tuple[str, ...] = ()
+    # Trained runs whose parameters the loss finds in its state, by name (`training.teacher`).
+    teachers: Mapping[str, Any] = types.MappingProxyType({})
+
     def __init__(self, config: ConfigDict):
         self.config = config
         settings = config.diffusion
@@ -43,7 +51,31 @@ class DiffusionTask:
             "config.diffusion.parameterization",
         )
         self.learned_variance = settings.variance == "learned_range"
-        self.objective = diffusion.Objective(
+        self.objective = self._objective(settings)
+        self.augment = None
+        if config.data.device_augmentation:
+            self.augment = build(
+                input_pipeline.DEVICE_AUGMENTATIONS,
+                config.data.device_augmentation,
+                "config.data.device_augmentation",
+            )
+        model = config.model.to_dict()
+        if self.scalars:
+            model["scalars"] = self.scalars
+        self.network = construct(
+            models.MODELS,
+            model.pop("name"),
+            "config.model",
+            **model,
+            in_channels=config.data.channels,
+            out_channels=config.data.channels * (2 if self.learned_variance else 1),
+            image_size=config.data.image_size,
+        )
+        self._preview = None
+
+    def _objective(self, settings: ConfigDict) -> diffusion.Objective:
+        objective = functools.partial(
+            diffusion.Objective,
             schedule=self.schedule,
             parameterization=self.parameterization,
             weighting=build(diffusion.WEIGHTINGS, settings.weighting, "config.diffusion.weighting"),
@@ -56,24 +88,10 @@ class DiffusionTask:
             if settings.uncertainty_channels
             else None,
         )
-        self.augment = None
-        if config.data.device_augmentation:
-            self.augment = build(
-                input_pipeline.DEVICE_AUGMENTATIONS,
-                config.data.device_augmentation,
-                "config.data.device_augmentation",
-            )
-        model = config.model.to_dict()
-        self.network = construct(
-            models.MODELS,
-            model.pop("name"),
-            "config.model",
-            **model,
-            in_channels=config.data.channels,
-            out_channels=config.data.channels * (2 if self.learned_variance else 1),
-            image_size=config.data.image_size,
-        )
-        self._preview = None
+        try:
+            return objective()
+        except ValueError as error:
+            raise ConfigError(f"config.diffusion: {error}") from error
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Images as uint8 (or latents), and labels where the model is conditioned on them."""
@@ -117,17 +135,24 @@ class DiffusionTask:
         def network(x, time, condition):
             return self.network.apply(weights, x, time, condition, dropout_key=dropout_rng)
 
-        if self.field == "image":
-            images = diffusion.to_model(batch["image"])
-        else:
-            images = self.config.data.scale * batch[self.field]
-        condition = self.condition(batch, label_rng)
-        if self.augment is not None:
-            images, labels = self.augment(images, jax.random.fold_in(rng, 3))
-            condition = (condition or {}) | {"augment": labels}
+        images, condition = self.examples(batch, label_rng, jax.random.fold_in(rng, 3))
         result = self.objective(network, images, condition, noise_rng, learned, state)
         metrics = {name: value.mean() for name, value in result.metrics.items()}
         return result.loss.mean(), (metrics, result.state)
+
+    def examples(
+        self, batch: Mapping, label_rng: Key[Array, ""], augment_rng: Key[Array, ""]
+    ) -> tuple[Float[Array, "batch height width channels"], dict | None]:
+        """(what is modelled, what the network is told of it)."""
+        if self.field == "image":
+            images = diffusion.to_model(batch["image"])
+        else:
+            images = self.config.data.scale * jnp.asarray(batch[self.field])
+        condition = self.condition(batch, label_rng)
+        if self.augment is not None:
+            images, labels = self.augment(images, augment_rng)
+            condition = (condition or {}) | {"augment": labels}
+        return images, condition
 
     def preview(self, params, rng: Key[Array, ""]) -> Float[Array, "count height width channels"]:
         """Samples by the configured sampler; of latents their first channels, about in [-1, 1]."""
