@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusion.pixels import to_uint8
-from training import checkpoints, companions, components, guidance, tasks
+from training import checkpoints, companions, guidance, tasks
 from training.clock import Clock, Progress, rate
 from training.components import ConfigError
 from training.config import differences

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from training import checkpoints, components, guidance, tasks
+from training import checkpoints, guidance, tasks
 from training.components import ConfigError
 from training.config import flatten
 from training.guidance import FIELD

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Key
 
-from diffusion import vdm
+from diffusion import clipping, vdm
 from diffusion.denoiser import Condition, Denoiser, Prediction, clip
 from diffusion.gaussian import (
     LIKELIHOODS,
@@ -24,6 +24,7 @@ from diffusion.objective import mean_per_example, rows_at, vlb_term
 from diffusion.options import check_option
 from diffusion.schedules import Schedule
 
+CLIPS = {"none": clipping.none, "static": clipping.static}
 VARIANCES = ("auto", "fixed_small", "fixed_large", "learned_range")
 
 
@@ -65,7 +66,7 @@ class VLB(Method):
     def __post_init__(self):
         check_option("variance", self.variance, VARIANCES)
         check_option("decoder", self.decoder, LIKELIHOODS)
-        check_option("clip", self.clip, ("none", "static"))
+        check_option("clip", self.clip, tuple(CLIPS))
         if self.timesteps < 0:
             raise ValueError(f"timesteps={self.timesteps}: must be 0 (all) or 1 or more")
         if self.draws == 1 or self.draws < 0:
@@ -113,7 +114,7 @@ class VLB(Method):
 
         One network call a term; memory is that of one call.
         """
-        plan, denoise = cast(plan), clip(denoiser, self.clip)
+        plan, denoise = cast(plan), clip(denoiser, CLIPS[self.clip]())
         indices, weight = self._indices(plan.share, keys)
 
         def term(_, column: tuple[Int[Array, ""], Int[Array, " batch"]]):

@@ -9,7 +9,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from diffusion import Prediction, denoiser, schedules, vdm
+from diffusion import CLIPS, Prediction, denoiser, schedules, vdm
 from diffusion import clip as clipped
 from diffusion.gaussian import normal_kl
 from diffusion.likelihood import VLB
@@ -57,7 +57,7 @@ def test_terms_of_openai(name, variance, clip):
         plan = cast(method.plan(schedule, learned))
         x0, noise = jnp.asarray(GOLDEN["x0"]), jnp.asarray(GOLDEN[f"{name}/noise"])
         denoise = denoiser(network, schedule, Eps(), learned)
-        denoise = clipped(denoise, method.clip)
+        denoise = clipped(denoise, CLIPS[method.clip]())
 
         @jax.jit
         @jax.vmap
