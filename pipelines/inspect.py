@@ -37,7 +37,7 @@ def inspect(config: Any, directory: str | os.PathLike[str]) -> None:
         ConfigError: the config does not describe an objective.
     """
     workdir = Workdir(directory)
-    if config.task == "classifier":
+    if components.parse(config.task).name == "classifier":
         raise ConfigError("config.task = 'classifier': has no objective over noise levels to draw")
     try:
         task = tasks.make_task(config)

@@ -1,6 +1,6 @@
 """Samples of a trained model: `python main.py --mode=sample`.
 
-    <workdir>/samples/<name>/000000.png ...  samples.npz  grid.png  info.json  shards/
+    <workdir>/samples/<name>/000000.png ...  samples.npz  grid.png  info.json  chunks/
 
 Sample i is a function of the checkpoint, the sampler, the seed and i. Samples are made in chunks of
 `config.sample.batch_size` indices (rounded up to share evenly over the devices); a chunk is stored
@@ -9,7 +9,6 @@ the first missing chunk, and a larger or smaller count uses what is there.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -23,9 +22,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusion.pixels import to_uint8
+from pipelines.chunks import Chunks, npz
 from training import checkpoints, companions, guidance, tasks
 from training.clock import Clock, Progress, rate
-from training.components import ConfigError
+from training.components import ConfigError, parse
 from training.config import differences
 from training.files import atomic_write
 from training.images import grid, save_png
@@ -57,7 +57,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
             f"config.data.field = {config.data.field!r}: samples of this run are latents, and the "
             "autoencoder that makes images of them is not part of it; --mode=sample is for images"
         )
-    if config.task == "classifier":
+    if parse(config.task).name == "classifier":
         raise ConfigError(
             "config.task = 'classifier': has no samples; name this run in config.sample.guidance "
             "of a diffusion run, classifier(scale=1.0, workdir=...)"
@@ -74,8 +74,8 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
         config.sample.checkpoint,
         averages=workdir.read_config().ema,
     )
-    count, chunk = config.sample.count, chunk_size(config.sample.batch_size, mesh)
-    what = _identity(config, step, chunk)
+    count, size = config.sample.count, chunk_size(config.sample.batch_size, mesh)
+    what = _identity(config, step, size)
     if is_posthoc(config.sample.ema):
         what["snapshots"] = checkpoints.snapshots(workdir.checkpoints, step)
     if any(others):
@@ -85,22 +85,22 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
         _tell(f"all {count} samples are there already: {out / 'grid.png'}")
         return
 
-    clock = Clock()
-    chunks = _missing_chunks(out / "shards", count, chunk)
-    if chunks:
-        _make_chunks(config, task, sampler, params, mesh, out / "shards", chunks, chunk, clock)
+    clock, chunks = Clock(), Chunks(out / "chunks", size)
+    missing = chunks.missing(count)
+    if missing:
+        _make_chunks(config, sampler, params, mesh, chunks, missing, clock)
     multihost_utils.sync_global_devices("sampled")
     if jax.process_index() == 0:
         split = clock.totals()
         info = what | {
             "count": count,
             "network_calls_per_image": sampler.calls_per_image,
-            "made_by_this_start": len(chunks) * chunk,
+            "made_by_this_start": len(missing) * size,
             "seconds": split,
-            "images_per_second": rate(len(chunks) * chunk, split) if chunks else None,
+            "images_per_second": rate(len(missing) * size, split) if missing else None,
             "provenance": provenance(),
         }
-        _merge(out, count, chunk, sampler.num_classes > 0, info)
+        _merge(out, chunks, count, sampler.num_classes > 0, info)
     multihost_utils.sync_global_devices("merged")
     _tell(os.fspath(out / "grid.png"))
 
@@ -164,16 +164,7 @@ def _finished(out: epath.Path, count: int) -> bool:
     return path.exists() and json.loads(path.read_text())["count"] == count
 
 
-def _missing_chunks(shards: epath.Path, count: int, chunk: int) -> list[int]:
-    """Chunks that are not stored whole, the same list on every process."""
-    rows = np.zeros(-(-count // chunk), np.int64)
-    for k, paths in _stored(shards).items():
-        if k < len(rows):
-            rows[k] = len(np.unique(_read(paths, "indices")))
-    return np.flatnonzero(multihost_utils.broadcast_one_to_all(rows) < chunk).tolist()
-
-
-def _make_chunks(config, task, sampler, params, mesh, shards, chunks, chunk, clock) -> None:
+def _make_chunks(config, sampler, params, mesh, chunks, missing, clock) -> None:
     rows = batch_sharding(mesh)
 
     def draw(params, inputs, seed, indices, labels):
@@ -183,65 +174,33 @@ def _make_chunks(config, task, sampler, params, mesh, shards, chunks, chunk, clo
     inputs = sampler.inputs(params)
 
     def arguments(k: int):
-        indices = np.arange(k * chunk, (k + 1) * chunk, dtype=np.int32)
+        indices = chunks.rows(k)
         labels = sample_labels(config.sample.labels, sampler.num_classes, indices)
         placed = jax.device_put((indices, labels), rows)
         return params, inputs, np.uint32(config.sample.seed), *placed
 
     with clock("compile"):
-        program = jax.jit(draw, out_shardings=rows).lower(*arguments(chunks[0])).compile()
-    progress = Progress(len(chunks) * chunk, unit="image")
-    for done, k in enumerate(chunks, start=1):
+        program = jax.jit(draw, out_shardings=rows).lower(*arguments(missing[0])).compile()
+    progress = Progress(len(missing) * chunks.size, unit="image")
+    for done, k in enumerate(missing, start=1):
         with clock("step"):
             args = arguments(k)
             images = jax.block_until_ready(program(*args))
         with clock("write"):
-            _write_shard(shards, k, images, args[-2], args[-1])
-        made = done * chunk
+            chunks.write(k, args[-2], images=images, labels=args[-1])
+        made = done * chunks.size
         progress.log(made, {"images/s": rate(made, clock.totals())})
     progress.close()
 
 
-def _write_shard(shards: epath.Path, k: int, *arrays: jax.Array) -> None:
-    """Store this process's rows of a chunk: images, indices and labels."""
-    local = [
-        [np.asarray(shard.data) for shard in array.addressable_shards if shard.replica_id == 0]
-        for array in arrays
-    ]
-    if local[0]:
-        images, indices, labels = map(np.concatenate, local)
-        data = _npz(images=images, indices=indices, labels=labels)
-        atomic_write(shards / f"{k:06d}.{jax.process_index()}.npz", data)
-
-
-def _stored(shards: epath.Path) -> dict[int, list[epath.Path]]:
-    """Shard files of each chunk, one a process."""
-    stored: dict[int, list[epath.Path]] = {}
-    for path in sorted(shards.glob("*.npz")):
-        stored.setdefault(int(path.name.split(".")[0]), []).append(path)
-    return stored
-
-
-def _read(paths: list[epath.Path], name: str) -> np.ndarray:
-    return np.concatenate([np.load(io.BytesIO(path.read_bytes()))[name] for path in paths])
-
-
-def _npz(**arrays: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def _merge(out: epath.Path, count: int, chunk: int, labelled: bool, info: dict[str, Any]) -> None:
-    """Shards to what a person and other programs read: the first `count` samples."""
+def _merge(
+    out: epath.Path, chunks: Chunks, count: int, labelled: bool, info: dict[str, Any]
+) -> None:
+    """Chunks to what a person and other programs read: the first `count` samples."""
     # What it says is no longer so from here on; it comes back last.
     (out / "info.json").unlink(missing_ok=True)
-    stored = _stored(out / "shards")
-    parts = []
-    for k in range(-(-count // chunk)):
-        _, order = np.unique(_read(stored[k], "indices"), return_index=True)
-        parts.append([_read(stored[k], name)[order] for name in ("images", "labels")])
-    images, labels = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+    rows = chunks.read(count)
+    images, labels = rows["images"], rows["labels"]
 
     pictures = {f"{i:06d}.png": image for i, image in enumerate(images)}
     there = {path.name for path in out.glob("[0-9]*.png")}
@@ -251,7 +210,7 @@ def _merge(out: epath.Path, count: int, chunk: int, labelled: bool, info: dict[s
         save_png(out / name, pictures[name])
     # Names of ADM's evaluation: arr_0 are the images, arr_1 the labels.
     arrays = {"arr_0": images} | ({"arr_1": labels} if labelled else {})
-    atomic_write(out / "samples.npz", _npz(**arrays))
+    atomic_write(out / "samples.npz", npz(**arrays))
     texts = [str(label) for label in labels[:_GRID_IMAGES]] if labelled else None
     save_png(out / "grid.png", grid(images[:_GRID_IMAGES], labels=texts))
     atomic_write(out / "info.json", (json.dumps(info, indent=2) + "\n").encode())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from training import checkpoints, guidance, tasks
-from training.components import ConfigError
+from training.components import ConfigError, parse
 from training.config import flatten
 from training.guidance import FIELD
 from training.posthoc import is_posthoc
@@ -93,7 +93,7 @@ def _restore(name: str, item: Any, config: Any, workdir: Workdir, mesh: Any) -> 
 def _check_fits(where: str, kind: str, config: Any, other: Any, path: str) -> None:
     """Refuses another network that could not be asked about the same noisy images."""
     wanted = "classifier" if kind == "classifier" else "a task of denoising"
-    if (other.task == "classifier") != (kind == "classifier"):
+    if (parse(other.task).name == "classifier") != (kind == "classifier"):
         raise ConfigError(f"{where}: {path} is a run of task {other.task!r}, needed is {wanted}")
     # A classifier predicts no image.
     shared = _SHARED[:-1] if kind == "classifier" else _SHARED

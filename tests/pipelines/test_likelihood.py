@@ -186,7 +186,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("all 19 images are measured already\nbits/dim ")
 
 
-def test_shards_of_several_processes_are_put_together(tmp_path):
+def test_chunks_of_several_processes_are_put_together(tmp_path):
     config = make_config(count=16, batch_size=8)
     job.likelihood(config, start(tmp_path, config))
     out, before = only(tmp_path), products(only(tmp_path))

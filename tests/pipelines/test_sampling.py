@@ -128,19 +128,19 @@ def test_killed_job_goes_on_and_ends_with_the_same_files(tmp_path, monkeypatch):
     sampling.sample(config, start(tmp_path / "whole", config))
 
     start(tmp_path / "killed", config)
-    write = sampling._write_shard
+    write = sampling.Chunks.write
 
-    def killed(shards, k, *arrays):
+    def killed(self, k, *rows, **arrays):
         if k == 2:
             raise KeyboardInterrupt
-        write(shards, k, *arrays)
+        write(self, k, *rows, **arrays)
 
-    for name, replacement in (
-        ("_write_shard", killed),
-        ("grid", lambda *_, **__: killed(None, 2)),
+    for where, name, replacement in (
+        (sampling.Chunks, "write", killed),
+        (sampling, "grid", lambda *_, **__: killed(None, 2)),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(sampling, name, replacement)
+            patch.setattr(where, name, replacement)
             with pytest.raises(KeyboardInterrupt):
                 sampling.sample(config, tmp_path / "killed")
     assert not (only(tmp_path / "killed") / "info.json").exists()
@@ -163,8 +163,8 @@ def test_what_was_made_is_not_made_again(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sampling, "_make_chunks", None)
     config.sample.count = 11
     sampling.sample(config, tmp_path)
-    assert {k: v for k, v in files(out).items() if "shards" not in k} == {
-        k: v for k, v in before.items() if "shards" not in k
+    assert {k: v for k, v in files(out).items() if "chunks" not in k} == {
+        k: v for k, v in before.items() if "chunks" not in k
     }
     capsys.readouterr()
     sampling.sample(config, tmp_path)
@@ -217,19 +217,19 @@ def test_number_of_devices_does_not_matter(tmp_path, monkeypatch):
     assert files(only(tmp_path / "two")) == files(only(tmp_path / "eight"))
 
 
-def test_shards_of_several_processes_are_put_together(tmp_path, monkeypatch):
+def test_chunks_of_several_processes_are_put_together(tmp_path, monkeypatch):
     """Two processes, each with half of a chunk, of which one was killed in the second chunk."""
     config = make_config(count=16, batch_size=8)
     sampling.sample(config, start(tmp_path, config))
     out, before = only(tmp_path), files(only(tmp_path))
     for k in (0, 1):
-        whole = out / "shards" / f"{k:06d}.0.npz"
+        whole = out / "chunks" / f"{k:06d}.0.npz"
         arrays = dict(np.load(whole))
         whole.unlink()
         for process, rows in enumerate((slice(4, 8), slice(0, 4))):
             if (k, process) != (1, 1):
                 part = {name: array[rows] for name, array in arrays.items()}
-                np.savez(out / "shards" / f"{k:06d}.{process}.npz", **part)
+                np.savez(out / "chunks" / f"{k:06d}.{process}.npz", **part)
     (out / "info.json").unlink()
     sampling.sample(config, tmp_path)
     assert made(out) == 8

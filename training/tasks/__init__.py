@@ -59,6 +59,6 @@ TASKS = {
 }
 
 
-def make_task(config: Any) -> Task:
-    """The task that `config.task` names."""
+def make_task(config: Any) -> Any:
+    """The `Task` that `config.task` names."""
     return build(TASKS, config.task, "config.task", config=config)
