@@ -57,6 +57,6 @@ TASKS = {
 }
 
 
-def make_task(config: Any) -> Task:
+def make_task(config: Any) -> Any:
     """The task that `config.task` names."""
     return build(TASKS, config.task, "config.task", config=config)
