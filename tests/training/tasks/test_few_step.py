@@ -180,6 +180,8 @@ def test_a_chain_halves(teacher, tmp_path):
         ("meanflow()", {"diffusion": {"schedule": "cosine()"}}, "straight paths .* not 'cosine"),
         ("meanflow()", {"diffusion": {"schedule": "rectified_flow(shift=3.0)"}}, "without a shift"),
         ("meanflow(equal=2.0)", {}, "equal in"),
+        ("meanflow()", {"model": {"attention": "cudnn", "dtype": "bfloat16"}}, "take 'xla'"),
+        ("scm()", {"model": {"attention": "cudnn", "dtype": "bfloat16"}}, "take 'xla'"),
         ("shortcut(steps=100)", {}, "steps=100 must be a power of two"),
         ("shortcut(average='slow')", {}, "average='slow' is not in config.ema: default"),
         ("consistency(start=9, end=3)", {}, "start=9, end=3"),
