@@ -50,16 +50,15 @@ def root(tmp_path_factory):
 
 
 def test_cells_have_the_calls_of_their_column(root):
-    methods = [few_steps.METHODS[name] for name in ("ddim", "heun", "guided")]
-    methods = [few_steps.dataclasses.replace(m, calls=m.calls[:2]) for m in methods]
+    methods = [
+        few_steps.dataclasses.replace(few_steps.METHODS[name], calls=(calls,))
+        for name, calls in (("ddim", 1), ("heun", 4), ("guided", 2))
+    ]
     result = few_steps.measure(root, methods, count=20)
     assert [(c["column"], c["calls"]) for c in result["cells"]] == [
         (1, 1),
-        (2, 2),
-        (1, 1),
         (4, 3),
         (2, 2),
-        (4, 4),
     ]
     assert all(c["distance"] > 0 and 0 <= c["accuracy"] <= 1 for c in result["cells"])
     # Real images are nearer than those of a network that was trained for one step.
@@ -67,7 +66,7 @@ def test_cells_have_the_calls_of_their_column(root):
     lines = few_steps.table(result).splitlines()
     assert lines[0] == "| calls | 1 | 2 | 4 | 8 | 50 |"
     assert lines[2].startswith("| teacher, DDIM | ")
-    assert lines[2].count("(") == 2
+    assert lines[2].count("(") == 1
 
 
 def test_a_part_is_added_to_the_table():

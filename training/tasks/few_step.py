@@ -60,6 +60,15 @@ class FewStepTask(DiffusionTask):
                 f"= 'rectified_flow()' without a shift, not {self.config.diffusion.schedule!r}"
             )
 
+    def require_forward_derivatives(self) -> None:
+        """Refuses an attention kernel that has none."""
+        kernel = self.config.model.get("attention", "xla")
+        if kernel != "xla":
+            raise self.error(
+                f"needs forward derivatives, which config.model.attention = {kernel!r} has not; "
+                "take 'xla'"
+            )
+
     def check_teacher(self, teacher: Any) -> None:
         """Refuses a teacher whose guidance or weights do not fit the student."""
         told = "guidance" in teacher.task.scalars

@@ -42,6 +42,7 @@ class MeanFlowTask(FewStepTask):
     ):
         super().__init__(config)
         self.require_flow()
+        self.require_forward_derivatives()
         if not (std > 0.0 and 0.0 <= equal <= 1.0 and power >= 0.0 and c > 0.0):
             raise self.error("need std and c above 0, equal in [0, 1], power of 0 or more")
         self.guided = (omega, kappa) != (1.0, 0.0)

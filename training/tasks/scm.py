@@ -44,6 +44,7 @@ class SCMTask(FewStepTask):
         guidance: float = 1.0,
     ):
         super().__init__(config, teacher, guidance)
+        self.require_forward_derivatives()
         if not isinstance(self.parameterization, EDM):
             raise self.error(
                 "needs config.diffusion.parameterization = 'edm(sigma_data=...)', not "

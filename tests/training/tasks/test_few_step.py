@@ -24,7 +24,7 @@ STUDENTS = {
     "shortcut": "shortcut(steps=8, share=0.25)",
 }
 # One of each kind; the others are left to --slow.
-SLOW = ["progressive", "guidance_distillation", "consistency", "scm", "shortcut"]
+SLOW = [name for name in STUDENTS if name not in ("consistency_distillation", "meanflow")]
 DISTILLED = [name for name, task in STUDENTS.items() if "teacher" in task]
 
 
@@ -180,6 +180,8 @@ def test_a_chain_halves(teacher, tmp_path):
         ("meanflow()", {"diffusion": {"schedule": "cosine()"}}, "straight paths .* not 'cosine"),
         ("meanflow()", {"diffusion": {"schedule": "rectified_flow(shift=3.0)"}}, "without a shift"),
         ("meanflow(equal=2.0)", {}, "equal in"),
+        ("meanflow()", {"model": {"attention": "cudnn", "dtype": "bfloat16"}}, "take 'xla'"),
+        ("scm()", {"model": {"attention": "cudnn", "dtype": "bfloat16"}}, "take 'xla'"),
         ("shortcut(steps=100)", {}, "steps=100 must be a power of two"),
         ("shortcut(average='slow')", {}, "average='slow' is not in config.ema: default"),
         ("consistency(start=9, end=3)", {}, "start=9, end=3"),
@@ -267,8 +269,9 @@ def test_the_guided_teacher_is_classifier_free_guidance(teacher):
     x = jnp.linspace(-1, 1, 128).reshape(2, 8, 8, 1)
     level = task.schedule.level(jnp.array([0.3, 0.8]))
     label = jnp.array([1, 7])
-    found = task.teacher({"teacher": params})(x, level, {"label": label})
+    found = jax.jit(task.teacher({"teacher": params}))(x, level, {"label": label})
 
+    @jax.jit
     def plain(label):
         denoise = diffusion.denoiser(
             lambda *a: task.network.apply(params, *a), task.schedule, task.parameterization
