@@ -59,6 +59,19 @@ def restored(runs, guidance, **sections):
     return companion
 
 
+def traced_calls(guidance, companion):
+    """Calls a step of a sampler with the guidance, which is traced with the real networks."""
+    config = make_config()
+    config.sample.guidance = (guidance,)
+    task = run.tasks.TASKS["diffusion"](freeze(config))
+    sampler = build_sampler(config, task, (companion,))
+    arguments = jax.random.key(0), np.arange(8, dtype=np.int32), np.arange(8, dtype=np.int32)
+    abstract = jax.eval_shape(task.init, jax.random.key(0))
+    images = jax.eval_shape(sampler.draw, abstract, sampler.inputs(abstract), *arguments)
+    assert images.shape == (8, 8, 8, 1)
+    return sampler.calls_per_image / config.sample.steps
+
+
 def value(companion):
     (value,) = {float(leaf.ravel()[0]) for leaf in jax.tree.leaves(companion.params)}
     return value
@@ -78,19 +91,14 @@ def test_a_smaller_network_of_another_run(runs):
     weak = restored(runs, f"autoguidance(scale=2.0, workdir='{runs['narrow']}')")
     assert weak.identity["model"]["channels"] == 4
     assert value(weak) == 3.0
-    config = make_config()
-    config.sample.guidance = (f"autoguidance(scale=2.0, workdir='{runs['narrow']}')",)
-    task = run.tasks.TASKS["diffusion"](freeze(config))
-    sampler = build_sampler(config, task, (weak,))
-    assert sampler.calls_per_image == 2 * config.sample.steps
-    arguments = jax.random.key(0), np.arange(8, dtype=np.int32), np.arange(8, dtype=np.int32)
-    abstract = jax.eval_shape(task.init, jax.random.key(0))
-    images = jax.eval_shape(sampler.draw, abstract, sampler.inputs(abstract), *arguments)
-    assert images.shape == (8, 8, 8, 1)
+    guidance = f"autoguidance(scale=2.0, workdir='{runs['narrow']}')"
+    assert traced_calls(guidance, weak) == 2
 
 
 def test_a_classifier(runs):
-    classifier = restored(runs, f"classifier(scale=2.0, workdir='{runs['classifier']}')")
+    guidance = f"classifier(scale=2.0, workdir='{runs['classifier']}')"
+    classifier = restored(runs, guidance)
+    assert traced_calls(guidance, classifier) == 1
     assert classifier.identity["task"] == "classifier"
     assert classifier.task.num_classes == 10
 
