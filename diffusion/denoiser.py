@@ -83,7 +83,7 @@ def clip(denoiser: Denoiser, rule: Clip, eps_after_clip: str = "rederive") -> De
 
     eps_after_clip says which noise goes with the clipped image: 'rederive' (x - alpha x0) / sigma
     (OpenAI), or 'raw', as predicted (the DDIM authors, diffusers). Guidance goes inside:
-    clip(classifier_free(...)), since the clipped predictions are no longer affine in each other.
+    clip(guide(...)), since the clipped predictions are no longer affine in each other.
     """
     check_option("eps_after_clip", eps_after_clip, EPS_AFTER_CLIP)
     if rule is keep:

@@ -106,7 +106,7 @@ def _check_cfg_plus_plus(where: str, settings: Any, solver: Any) -> None:
             f"{where}: needs a solver that takes x0 and eps each for itself, 'ddim(eta=0.0)', not "
             f"config.sample.solver = {settings.solver!r}"
         )
-    if settings.clip != "none" and settings.eps_after_clip == "rederive":
+    if parse(settings.clip).name != "none" and settings.eps_after_clip == "rederive":
         raise ConfigError(
             f"{where}: renoises with the unconditional eps, which config.sample.eps_after_clip = "
             "'rederive' would change; take 'raw', or config.sample.clip = 'none'"

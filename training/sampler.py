@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 import diffusion
 from training import guidance
-from training.components import ConfigError, build
+from training.components import ConfigError, build, parse
 
 
 class Inputs(NamedTuple):
@@ -162,7 +162,7 @@ def _check_leaps(settings: Any, solver: diffusion.Solver, leaps: bool) -> None:
     if leaps != isinstance(solver, diffusion.solvers.FlowMap):
         wanted = "is told each step's length: take flow_map()" if leaps else "is no flow map"
         raise ConfigError(f"{name}: this task's network {wanted}")
-    if leaps and (settings.clip != "none" or settings.guidance):
+    if leaps and (parse(settings.clip).name != "none" or settings.guidance):
         raise ConfigError(
             f"{name}: its network says a mean velocity, no clean image: config.sample.clip must be "
             f"'none', not {settings.clip!r}, and config.sample.guidance (), not "
