@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 import models
 from benchmarks import diffusers_job, peer
-from training import command_line, components, flops, run
+from training import allocator, command_line, components, flops, run
 from training.components import ConfigError
 from training.config import freeze, validate
 from training.files import atomic_write
@@ -67,6 +67,7 @@ def measure(
 
     jobs, python: of the peers to time in turn with it, by name; see `peer.against`.
     """
+    allocator.keep_freed_memory()
     start = time.perf_counter()
     built = run.build(config)
     lowered = built.train_step.lower(built.abstract_state, built.batch_spec)
