@@ -1,9 +1,11 @@
-"""Trains, samples and evaluates diffusion models.
+"""Trains, samples and evaluates diffusion models, and converts their data.
 
     python main.py --config=configs/digits.py --workdir=runs/digits
     python main.py --config=configs/digits.py:smoke --workdir=runs/smoke --config.train.steps=5
     python main.py --mode=sample --workdir=runs/digits --config.sample.count=1000
     python main.py --mode=evaluate --workdir=runs/digits
+    python main.py --mode=convert --config=configs/cifar10_ddpm.py --workdir=data/cifar10
+    python main.py --mode=inspect --config=configs/digits.py --workdir=runs/digits
 
 Any field of configs/base.py can be set by --config.field=value.
 """
@@ -30,6 +32,8 @@ MODES = {
     "train": "training.loop:train",
     "sample": "pipelines.sampling:sample",
     "evaluate": "evaluation.job:evaluate",
+    "convert": "pipelines.convert:convert",
+    "inspect": "pipelines.inspect:inspect",
 }
 
 FLAGS = flags.FLAGS
@@ -67,7 +71,7 @@ def parse(arguments: Sequence[str]) -> FrozenConfigDict:
     if not FLAGS.workdir:
         raise ConfigError("--workdir is missing: the directory for all that the run writes")
     path = FLAGS.config
-    if not path and FLAGS.mode == "train":
+    if not path and FLAGS.mode in ("train", "convert"):
         raise ConfigError("--config is missing; configs/digits.py is the quickest one")
     if not path:
         path = str(epath.Path(FLAGS.workdir) / "config.json")

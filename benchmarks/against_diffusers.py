@@ -1,9 +1,9 @@
 """PyTorch's side of a comparison: trains or samples a diffusers UNet2DModel when told to.
 
 A program of its own for an interpreter that has torch and diffusers; `benchmarks.peer` starts it
-and speaks with it in lines of JSON. The first line on stdin is the job (`benchmarks.diffusers_job` makes it),
-each line after that asks for one step. Each is answered by one line: what was built, then seconds
-and peak memory of each step, or {"error": why} and the end.
+and speaks with it in lines of JSON. The first line on stdin is the job, made by
+`benchmarks.diffusers_job`; each line after that asks for one step. Each is answered by one line:
+what was built, then seconds and peak memory of each step, or {"error": why} and the end.
 
 Adam is the fused one, the moving average one `foreach` operation; on GPUs maps are channels-last,
 cuDNN chooses its algorithms by trial, and float32 products are in TF32 as JAX's are there.

@@ -87,8 +87,8 @@ def unet2d(config: Any) -> dict[str, Any]:
     model, size = config.model, config.data.image_size
     if model.num_heads != 1 and not model.head_channels:
         raise ConfigError(
-            f"--against=diffusers: config.model.num_heads = {model.num_heads}: UNet2DModel takes one "
-            "head or a fixed number of channels a head (config.model.head_channels)"
+            f"--against=diffusers: config.model.num_heads = {model.num_heads}: UNet2DModel takes "
+            "one head or a fixed number of channels a head (config.model.head_channels)"
         )
     levels = range(len(model.channel_mult))
     attended = [size >> level in model.attention_resolutions for level in levels]
@@ -142,7 +142,8 @@ def _require(config: Any, fields: Mapping[str, tuple]) -> None:
         if value not in allowed:
             options = " or ".join(map(repr, allowed))
             raise ConfigError(
-                f"--against=diffusers: config.{field} = {value!r} has no equal there, only {options}"
+                f"--against=diffusers: config.{field} = {value!r} has no equal there, "
+                f"only {options}"
             )
 
 

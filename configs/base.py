@@ -30,21 +30,28 @@ def check_variant(file: str, variant: str, allowed: Sequence[str]) -> None:
     )
 
 
-def smoke(config: ConfigDict, num_classes: int = 0) -> None:
-    """Cuts an image config down to a minute on a CPU: small network, few steps, generated data."""
+def smoke(config: ConfigDict, **model) -> None:
+    """Cuts an image config down to a minute on a CPU: small network, few steps, generated data.
+
+    `model` are the fields of the small network; by default those of a small U-Net. Where the
+    config has classes they are the 36 of the generated data.
+    """
     config.data.update(source="shapes(size=32, split='train')", image_size=32, workers=0)
-    config.model.update(
-        channels=32,
-        channel_mult=(1, 2, 2),
-        num_res_blocks=1,
-        attention_resolutions=(8,),
-        num_classes=num_classes or config.model.num_classes,
-    )
+    small_unet = {
+        "channels": 32,
+        "channel_mult": (1, 2, 2),
+        "num_res_blocks": 1,
+        "attention_resolutions": (8,),
+    }
+    config.model.update(model or small_unet)
+    config.model.dtype = "float32"
+    if config.model.num_classes:
+        config.model.num_classes = 36
     config.train.update(steps=20, batch_size=16)
     config.optimizer.warmup_steps = 5
     config.checkpoint.every = 10
     config.log.update(every=5, preview_every=20, preview_count=4)
-    config.sample.update(grid="respaced", steps=5, count=8, batch_size=4)
+    config.sample.update(steps=5, count=8, batch_size=4)
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -63,8 +70,16 @@ def get_config(variant: str = "") -> ConfigDict:
     data.image_size = 8
     # 1 (grey) or 3 (RGB).
     data.channels = 1
+    # What is modelled: 'image', or the name of an array [image_size, image_size, channels] that the
+    # source has for each example, such as latents of an autoencoder. Those are multiplied by scale;
+    # images are brought to [-1, 1] without it.
+    data.field = "image"
+    data.scale = 1.0
     # Random changes of each training image, in order, of `input_pipeline.AUGMENTATIONS`: ('flip',).
     data.augmentations = ()
+    # The same on the device, with labels that the network is told (model.augment_dim), of
+    # `input_pipeline.DEVICE_AUGMENTATIONS`: 'edm(probability=0.12)'; '': none.
+    data.device_augmentation = ""
     # Worker processes of each host; 0 reads in the training process.
     data.workers = 0
     # Batches prepared ahead on the device.
@@ -81,12 +96,15 @@ def get_config(variant: str = "") -> ConfigDict:
     # What the network's output means: a line of `diffusion.PARAMETERIZATIONS`.
     diffusion.parameterization = "eps"
     # 'simple' (the weighted squared error), 'hybrid' (simple + vlb on a learned variance, iDDPM
-    # eq. 16) or 'vlb' (the variational bound).
+    # eq. 16), 'vlb' (the variational bound of a discrete chain) or 'vdm' (that of continuous time).
     diffusion.loss = "simple"
     # Weight of the squared error over noise levels: a line of `diffusion.WEIGHTINGS`.
     diffusion.weighting = "constant"
     # Distribution of t in training: a line of `diffusion.TIME_SAMPLERS`.
     diffusion.time_sampler = "uniform"
+    # Features of the learned uncertainty u of each noise level, in loss / e^u + u (EDM2: 128); 0:
+    # no such weight.
+    diffusion.uncertainty_channels = 0
     # Variance of the reverse step: 'fixed', or 'learned_range' (the network has twice the output
     # channels; iDDPM eq. 15).
     diffusion.variance = "fixed"
@@ -103,16 +121,26 @@ def get_config(variant: str = "") -> ConfigDict:
     train.max_bad_steps = 10
 
     config.optimizer = optimizer = ConfigDict()
-    # A line of `training.optimizer.OPTIMIZERS`; the learning rate is given below.
+    # A line of `training.optimizer.OPTIMIZERS`; the learning rate is given below. Also 'muon' and
+    # 'schedule_free_adamw' (decay 'constant'; evaluate its average, ema 'constant(decay=0.0)').
     optimizer.name = "adam(b1=0.9, b2=0.999, eps=1e-8)"
     optimizer.learning_rate = 2e-4
-    # Steps of linear warm-up from 0, then 'constant', 'cosine' or 'linear' (to 0 at train.steps).
+    # Steps of linear warm-up from 0, then 'constant', 'cosine' or 'linear' (to 0 at train.steps) or
+    # 'inverse_sqrt' (falls as 1 / sqrt(step / decay_steps) from step decay_steps on, EDM2).
     optimizer.warmup_steps = 5000
     optimizer.decay = "constant"
+    # Of 'inverse_sqrt', counted from the start of the run (EDM2: 70_000); 0 with the others.
+    optimizer.decay_steps = 0
     # Largest global norm of the gradient; 0: no clipping.
     optimizer.clip_norm = 1.0
+    # Sharpness-aware minimization: the gradient is taken this far up the gradient, at twice the
+    # cost (0.05 is usual); 0: off.
+    optimizer.sam_rho = 0.0
+    # After each step every kernel is scaled to weights of RMS 1 for each output (EDM2 networks).
+    optimizer.forced_weight_norm = False
 
-    # Averages of the parameters, each under its own name: a line of `training.ema.EMAS`.
+    # Averages of the parameters, each under its own name: a line of `training.ema.EMAS`. Two like
+    # 'power(std=0.05)' and 'power(std=0.1)' give any other width after training, see sample.ema.
     config.ema = ConfigDict({"default": "constant(decay=0.9999)"})
 
     # Devices along each axis of the mesh; -1 takes what the others leave. The batch is split over
@@ -122,7 +150,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint = checkpoint = ConfigDict()
     # Steps between checkpoints; the last step is always saved.
     checkpoint.every = 5000
-    # How many of the newest to keep, and every so many steps one to keep for good (0: none).
+    # How many of the newest to keep, and every so many steps one to keep for good (0: none); a
+    # 'posthoc' average is made of those.
     checkpoint.keep = 3
     checkpoint.keep_every = 0
 
@@ -155,7 +184,8 @@ def get_config(variant: str = "") -> ConfigDict:
     sample.last_step = "zero"
     # eps = eps_null + guidance * (eps_label - eps_null); 1: no guidance.
     sample.guidance = 1.0
-    # Which parameters: a name of config.ema, or 'params' for the raw ones.
+    # Which parameters: a name of config.ema; 'params' for the raw ones; or 'posthoc(std=0.15)', the
+    # power-function average of that width (relative standard deviation), tracked or not.
     sample.ema = "default"
     # Labels in turn 0, 1, 2, ... ('cycle'), or one class for all images (its number as a string).
     sample.labels = "cycle"
@@ -164,6 +194,16 @@ def get_config(variant: str = "") -> ConfigDict:
     sample.seed = 0
     # Step of the checkpoint; -1: the newest.
     sample.checkpoint = -1
+
+    # `--mode=convert` writes data.source to the work directory, decoded, at data.image_size and
+    # data.channels, for `records(path=...)` to read; data.workers processes decode.
+    config.convert = convert = ConfigDict()
+    # What the examples are called there: records(path=..., split=...).
+    convert.split = "train"
+    # Number of files; 0: one for each GiB of pixels.
+    convert.shards = 0
+    # Which fields are kept, as ('image', 'caption'); (): all that the source has.
+    convert.fields = ()
 
     config.evaluate = evaluate = ConfigDict()
     # Lines of `evaluation.METRICS`, each run over the samples of the work directory.

@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mesh.update(data=1, fsdp=-1)
     config.sample.update(solver="ddpm(variance='learned_range')", steps=250)
     if variant == "smoke":
-        base.smoke(config, num_classes=36)
-        config.model.update(head_channels=16, dtype="float32", remat=False)
+        base.smoke(config)
+        config.model.update(head_channels=16, remat=False)
         config.mesh.update(data=-1, fsdp=1)
     return config

@@ -35,6 +35,17 @@ def unet() -> ConfigDict:
             # row of the table stands for "no label" (classifier-free guidance).
             "num_classes": 0,
             "null_class": False,
+            # Tokens that the attention layers read, such as an encoded text, of width context_dim:
+            # 'none'; 'kv' (keys and values beside those of the image: GLIDE, DALL-E 2); 'cross'
+            # (transformer blocks with cross-attention: latent diffusion).
+            "context": "none",
+            "context_dim": 0,
+            # With 'cross': blocks of each attention. One number, or one a level, finest first.
+            "transformer_depth": (1,),
+            # Width of a vector that is added to the embedding of time; 0: none.
+            "embedding_dim": 0,
+            # The network sees sin and cos of 2^n pi x too, for each n here. VDM has (7, 8).
+            "fourier_features": (),
             # Attention kernel: 'xla', or 'cudnn' for flash attention on NVIDIA GPUs.
             "attention": "xla",
             # Recompute each block's activations in the backward pass: less memory, more time.
@@ -45,5 +56,158 @@ def unet() -> ConfigDict:
     )
 
 
+def song_unet() -> ConfigDict:
+    """Fields of DDPM++ and NCSN++ (`models.song_unet.SongUNetConfig`).
+
+    The defaults are EDM's DDPM++ for CIFAR-10; with the fields of `NCSNPP` it is NCSN++.
+    """
+    return ConfigDict(
+        {
+            "name": "song_unet",
+            # Width of the first convolution, and the factor of it at each level, finest first.
+            "channels": 128,
+            "channel_mult": (2, 2, 2),
+            # Residual blocks at each level of the encoder; the decoder has one more.
+            "num_res_blocks": 4,
+            # Feature resolutions in pixels whose encoder blocks, and last decoder block, attend.
+            "attention_resolutions": (16,),
+            "dropout": 0.13,
+            # 'positional' (sinusoids of `channels`) or 'fourier' (random frequencies of scale 16,
+            # twice as many).
+            "time_embedding": "positional",
+            # 'residual' adds a pyramid of the input to each level of the encoder.
+            "encoder": "standard",
+            # Low-pass filter of up- and downsampling: (1, 1) or (1, 3, 3, 1).
+            "resample_filter": (1, 1),
+            **_edm_conditions(),
+            **_computation(),
+        }
+    )
+
+
+NCSNPP = {
+    "time_embedding": "fourier",
+    "encoder": "residual",
+    "resample_filter": (1, 3, 3, 1),
+}
+
+
+def dhariwal_unet() -> ConfigDict:
+    """Fields of EDM's ADM (`models.dhariwal_unet.DhariwalUNetConfig`), as for ImageNet-64."""
+    return ConfigDict(
+        {
+            "name": "dhariwal_unet",
+            # As in `song_unet`, but every decoder block of an attention resolution attends.
+            "channels": 192,
+            "channel_mult": (1, 2, 3, 4),
+            "num_res_blocks": 3,
+            "attention_resolutions": (32, 16, 8),
+            # Channels of an attention head.
+            "head_channels": 64,
+            "dropout": 0.1,
+            **_edm_conditions(),
+            **_computation(),
+        }
+    )
+
+
+def edm2_unet() -> ConfigDict:
+    """Fields of EDM2's U-Net (`models.edm2_unet.EDM2UNetConfig`); the defaults are EDM2-S.
+
+    The paper's sizes differ in `channels` and `dropout` only: XXS 64, XS 128, S 192 without
+    dropout; M 256, L 320, XL 384, XXL 448 with 0.1. Its images are 3 x 64 x 64 (ImageNet-64) or
+    latents of 4 x 64 x 64 (ImageNet-512). It goes with the parameterization 'edm' and with an
+    optimizer that normalizes the weights after each step.
+    """
+    return ConfigDict(
+        {
+            "name": "edm2_unet",
+            # Width of the first level, and the factor of it at each level, finest first.
+            "channels": 192,
+            "channel_mult": (1, 2, 3, 4),
+            # Blocks at each level of the encoder; the decoder has one more.
+            "num_res_blocks": 3,
+            # Feature resolutions in pixels that get self-attention.
+            "attention_resolutions": (16, 8),
+            "head_channels": 64,
+            # Shares in sums and concatenations, from 0 (all of the first) to 1 (all of the
+            # second): noise level and label, main path and skip, shortcut and residual branch,
+            # main path and attention.
+            "label_balance": 0.5,
+            "concat_balance": 0.5,
+            "res_balance": 0.3,
+            "attn_balance": 0.3,
+            # Activations are clipped to [-clip_act, clip_act] after each block.
+            "clip_act": 256.0,
+            "dropout": 0.0,
+            # Classes the network is conditioned on; 0: unconditional. With null_class, the label
+            # num_classes means "no label": a vector of zeros.
+            "num_classes": 1000,
+            "null_class": False,
+            **_computation(),
+        }
+    )
+
+
+def dit() -> ConfigDict:
+    """Fields of DiT (`models.dit.DiTConfig`); the defaults are DiT-XL/2 for 4 x 32 x 32 latents.
+
+    The paper's sizes, each with patch_size 2, 4 or 8:
+
+        size  hidden_size  depth  num_heads
+        S             384     12          6
+        B             768     12         12
+        L            1024     24         16
+        XL           1152     28         16
+    """
+    return ConfigDict(
+        {
+            "name": "dit",
+            # Side in pixels of the squares that become tokens.
+            "patch_size": 2,
+            # Channels of a token, number of blocks, attention heads.
+            "hidden_size": 1152,
+            "depth": 28,
+            "num_heads": 16,
+            # Width of the MLP's hidden layer over hidden_size.
+            "mlp_ratio": 4.0,
+            # Classes the network is conditioned on; 0: unconditional. With null_class, one more
+            # row of the table stands for "no label" (classifier-free guidance).
+            "num_classes": 1000,
+            "null_class": True,
+            **_computation(),
+        }
+    )
+
+
+def _edm_conditions() -> dict:
+    return {
+        # Classes the network is conditioned on; 0: unconditional. With null_class, the label
+        # num_classes stands for "no label", which is a vector of zeros and no row of the table.
+        "num_classes": 0,
+        "null_class": False,
+        # Numbers that tell the network how an image was augmented: 9 for `edm` of
+        # `input_pipeline.DEVICE_AUGMENTATIONS`, as in EDM's training; 0: it is not told.
+        "augment_dim": 0,
+    }
+
+
+def _computation() -> dict:
+    return {
+        # Attention kernel: 'xla', or 'cudnn' for flash attention on NVIDIA GPUs.
+        "attention": "xla",
+        # Recompute each block's activations in the backward pass: less memory, more time.
+        "remat": False,
+        # Type of the computation ('float32' or 'bfloat16'); parameters stay float32.
+        "dtype": "float32",
+    }
+
+
 # By `config.model.name`.
-FIELDS = {"unet": unet}
+FIELDS = {
+    "unet": unet,
+    "song_unet": song_unet,
+    "dhariwal_unet": dhariwal_unet,
+    "edm2_unet": edm2_unet,
+    "dit": dit,
+}

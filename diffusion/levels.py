@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from diffusion.options import check_option
 
 AnyArray = jax.Array | np.ndarray
-SCALINGS = ("vp", "ve", "flow")
+SCALINGS = ("vp", "sub_vp", "ve", "flow")
 
 
 class NoiseLevel(NamedTuple):
@@ -53,19 +53,48 @@ def as_floats(x: ArrayLike) -> tuple[ModuleType, AnyArray]:
     return np, np.asarray(x, np.float64)
 
 
-def alpha_sigma(logsnr: ArrayLike, scaling: str) -> tuple[ArrayLike, ArrayLike]:
-    """The signal and noise coefficients (alpha, sigma) at `logsnr`, exact at +-inf.
+def log_alpha_sigma(logsnr: ArrayLike, scaling: str) -> tuple[ArrayLike, ArrayLike]:
+    """(log alpha, log sigma) at `logsnr`, exact at +-inf.
 
-    vp: alpha^2 + sigma^2 = 1 (DDPM). ve: alpha = 1 (EDM). flow: alpha + sigma = 1 (rectified flow).
-    Both coefficients come from logsnr through logaddexp, so neither is a difference of
-    near-equal numbers: 1 - alpha_bar in float32 is off by 2e-4 at the first step of DDPM.
+    vp: alpha^2 + sigma^2 = 1 (DDPM). sub_vp: sigma = 1 - alpha^2 (Song et al. 2021, appendix B).
+    ve: alpha = 1 (EDM). flow: alpha + sigma = 1 (rectified flow).
     """
     check_option("scaling", scaling, SCALINGS)
     xp, logsnr = as_floats(logsnr)
     if scaling == "ve":
-        return xp.ones_like(logsnr), xp.exp(-0.5 * logsnr)
+        return xp.zeros_like(logsnr), -0.5 * logsnr
     if scaling == "vp":
-        log_alpha, log_sigma = (-0.5 * xp.logaddexp(0.0, sign * logsnr) for sign in (-1, 1))
-    else:
-        log_alpha, log_sigma = (-xp.logaddexp(0.0, sign * 0.5 * logsnr) for sign in (-1, 1))
+        return tuple(-0.5 * xp.logaddexp(0.0, sign * logsnr) for sign in (-1, 1))
+    if scaling == "flow":
+        return tuple(-xp.logaddexp(0.0, sign * 0.5 * logsnr) for sign in (-1, 1))
+    # alpha / (1 - alpha^2) = exp(logsnr / 2) solved for alpha.
+    log_alpha = -xp.arcsinh(0.5 * xp.exp(-0.5 * logsnr))
+    with np.errstate(divide="ignore"):
+        return log_alpha, xp.log(-xp.expm1(2.0 * log_alpha))
+
+
+def alpha_sigma(logsnr: ArrayLike, scaling: str) -> tuple[ArrayLike, ArrayLike]:
+    """The signal and noise coefficients (alpha, sigma) at `logsnr`, exact at +-inf.
+
+    Both come from logsnr through their logs, so neither is a difference of near-equal numbers:
+    1 - alpha_bar in float32 is off by 2e-4 at the first step of DDPM.
+    """
+    log_alpha, log_sigma = log_alpha_sigma(logsnr, scaling)
+    xp = namespace(log_alpha)
     return xp.exp(log_alpha), xp.exp(log_sigma)
+
+
+def logsnr_of_alpha(alpha: ArrayLike, complement: ArrayLike, scaling: str) -> ArrayLike:
+    """logsnr where alpha is the signal's coefficient; `complement` is 1 - alpha, in all its digits.
+
+    -inf at alpha = 0, +inf at complement = 0. Under 've' alpha says nothing of logsnr.
+    """
+    check_option("scaling", scaling, tuple(name for name in SCALINGS if name != "ve"))
+    xp = namespace(alpha)
+    with np.errstate(divide="ignore"):
+        log_alpha, log_complement = xp.log(alpha), xp.log(complement)
+    if scaling == "flow":
+        return 2.0 * (log_alpha - log_complement)
+    # 1 - alpha^2, which is sigma^2 of vp and sigma of sub_vp.
+    rest = log_complement + xp.log1p(alpha)
+    return 2.0 * log_alpha - (rest if scaling == "vp" else 2.0 * rest)

@@ -31,7 +31,7 @@ class Parameterization(abc.ABC):
         self, x: Float[AnyArray, "batch *shape"], level: NoiseLevel, schedule: Schedule
     ) -> tuple[Float[AnyArray, "batch *shape"], ArrayLike]:
         """(c_in x, what the network is told of time): here x itself, and time on 0..1000."""
-        return x, schedule.network_time(level.t)
+        return x, schedule.network_time(level)
 
     def target(
         self,
@@ -83,6 +83,27 @@ class V(Parameterization):
     def coefficients(self, level: NoiseLevel) -> tuple[ArrayLike, ArrayLike]:
         """(-sigma, alpha)."""
         return -level.sigma, level.alpha
+
+
+class Residual(Parameterization):
+    """eps - z, what VDM's network adds to its input (Kingma et al. 2021, appendix B.3)."""
+
+    def coefficients(self, level: NoiseLevel) -> tuple[ArrayLike, ArrayLike]:
+        """(-alpha, 1 - sigma): 1 - sigma loses digits at pure noise only, where it is nothing."""
+        return -level.alpha, 1.0 - level.sigma
+
+    def _determinant(self, level: NoiseLevel) -> ArrayLike:
+        return level.alpha
+
+    def prediction(
+        self,
+        raw: Float[AnyArray, "batch *shape"],
+        x: Float[AnyArray, "batch *shape"],
+        level: NoiseLevel,
+    ) -> tuple[Float[AnyArray, "batch *shape"], Float[AnyArray, "batch *shape"]]:
+        """eps = x + raw, without the differences of the general form."""
+        level, eps = level.like(x), x + raw
+        return (x - level.sigma * eps) / level.alpha, eps
 
 
 class Flow(Parameterization):

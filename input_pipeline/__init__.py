@@ -1,14 +1,26 @@
 """Examples from disk or generator to sharded device batches."""
 
-from input_pipeline.augment import flip
+from input_pipeline.augment import flip, random_crop
 from input_pipeline.device import device_batches
+from input_pipeline.geometric import edm
 from input_pipeline.loader import make_loader
 from input_pipeline.sources.digits import digits
 from input_pipeline.sources.folder import folder
+from input_pipeline.sources.mixture import mixture
+from input_pipeline.sources.records import records
 from input_pipeline.sources.shapes import shapes
 from input_pipeline.sources.tfds import tfds
 
-SOURCES = {"digits": digits, "folder": folder, "shapes": shapes, "tfds": tfds}
-AUGMENTATIONS = {"flip": flip}
+SOURCES = {
+    "digits": digits,
+    "folder": folder,
+    "mixture": mixture,
+    "records": records,
+    "shapes": shapes,
+    "tfds": tfds,
+}
+AUGMENTATIONS = {"flip": flip, "random_crop": random_crop}
+# Inside the training step: (images, key) -> (images, labels of what was done to each).
+DEVICE_AUGMENTATIONS = {"edm": edm}
 
-__all__ = ["AUGMENTATIONS", "SOURCES", "device_batches", "make_loader"]
+__all__ = ["AUGMENTATIONS", "DEVICE_AUGMENTATIONS", "SOURCES", "device_batches", "make_loader"]

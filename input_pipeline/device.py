@@ -75,7 +75,7 @@ class DeviceBatches:
             self._ready.put(error)
 
     def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array | np.ndarray]:
-        rows = len(batch["image"])
+        rows = len(next(iter(batch.values())))
         if rows != self._loader.local_batch_size:
             raise ValueError(
                 f"a batch of {rows} rows at the end of the last epoch; devices get full batches "

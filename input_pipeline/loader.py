@@ -8,18 +8,16 @@ the place in the stream is the one number k.
 
 import dataclasses
 import functools
-import multiprocessing.connection
-import os
 import sys
-import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 from absl import flags, logging
 
-from input_pipeline.images import BadImageError, to_array
+from input_pipeline.decoder import Decoder
+from input_pipeline.processes import end_with_parent
 from input_pipeline.sources.base import Source, check_name
 
 # Batches read ahead: by each thread of this process, or by each worker process.
@@ -32,18 +30,19 @@ _SKIPPED = "_skipped"
 class Stream:
     """Random access to one process's rows of every global batch; what workers are sent."""
 
-    source: Source
-    image_size: int
-    channels: int
+    decoder: Decoder
     batch_size: int
     seed: int
     shuffle: bool
     augmentations: Sequence[Callable]
-    fields: Sequence[str]
     epochs: int | None
     process_index: int
     process_count: int
-    on_bad_image: str
+
+    @property
+    def source(self) -> Source:
+        """Where the examples come from."""
+        return self.decoder.source
 
     @property
     def positions(self) -> int:
@@ -58,53 +57,47 @@ class Stream:
         rows = self.batch_size // self.process_count
         first = k * self.batch_size + self.process_index * rows
         positions = range(first, min(first + rows, self.positions))
-        examples, skipped = [], []
+        skipped = []
         # A process beyond the end of a partial last batch takes the form of its rows from row 0.
-        for position in positions or [0]:
-            examples.append(self._example(position, skipped))
-        batch = {
-            field: np.stack([example[field] for example in examples])[: len(positions)]
-            for field in self.fields
-        }
-        if self.on_bad_image == "skip":
+        batch = self._rows(positions or range(1), skipped)
+        batch = {field: values[: len(positions)] for field, values in batch.items()}
+        if self.decoder.on_bad_image == "skip":
             batch[_SKIPPED] = np.array(skipped, dtype=np.str_)
         return batch
 
-    def _index(self, position: int) -> int:
-        epoch, index = divmod(position, len(self.source))
-        if not self.shuffle:
-            return index
-        return grain.experimental.index_shuffle(
-            index, max_index=len(self.source) - 1, seed=_epoch_seed(self.seed, epoch), rounds=4
-        )
+    def _rows(self, positions: Sequence[int], skipped: list[str]) -> dict[str, np.ndarray]:
+        indices = self.source.order(positions, self.seed, self.shuffle)
+        fields, size = self.decoder.fields, self.decoder.image_size
+        others = {field: [] for field in fields if field != "image"}
+        batch = {}
+        if "image" in fields:
+            shape = len(indices), size, size, self.decoder.channels
+            images = batch["image"] = np.empty(shape, np.uint8)
+        generators = self._generators(positions)
+        for row, example in enumerate(self.decoder(indices, skipped)):
+            if "image" in fields:
+                image = example["image"]
+                if self.augmentations:
+                    rng = next(generators)
+                    for augment in self.augmentations:
+                        image = augment(image, rng)
+                images[row] = image
+            for field, values in others.items():
+                values.append(example[field])
+        for field, values in others.items():
+            rows = np.asarray(values, np.int32 if field == "label" else None)
+            batch[field] = rows.astype(np.float32) if rows.dtype.kind == "f" else rows
+        return {field: batch[field] for field in fields}
 
-    def _example(self, position: int, skipped: list[str]) -> dict:
-        index = self._index(position)
-        for offset in range(len(self.source)):
-            candidate = (index + offset) % len(self.source)
-            try:
-                return self._load(candidate, position)
-            except BadImageError as error:
-                bad = f"{self.source.describe(candidate)}: {error}"
-                if self.on_bad_image == "raise":
-                    raise BadImageError(
-                        f"cannot decode {bad}; mend or remove it, or set on_bad_image='skip' to "
-                        "take the next image in its place"
-                    ) from error
-                skipped.append(bad)
-        raise BadImageError(f"not one image of {self.source.name} can be decoded; the last: {bad}")
-
-    def _load(self, index: int, position: int) -> dict:
-        example = dict(self.source.example(index, self.fields))
-        image = to_array(example["image"], self.image_size, self.channels)
-        if self.augmentations:
-            rng = np.random.Generator(np.random.Philox(key=(self.seed, position)))
-            for augment in self.augmentations:
-                image = augment(image, rng)
-        example["image"] = image
-        if "label" in example:
-            example["label"] = np.int32(example["label"])
-        return example
+    def _generators(self, positions: Sequence[int]) -> Iterator[np.random.Generator]:
+        """For each position a generator of its own; valid until the next one is asked for."""
+        bits = np.random.Philox(key=(self.seed, 0))
+        generator, start = np.random.Generator(bits), bits.state
+        for position in positions:
+            # Like Philox(key=(seed, position)), in a fifth of the time.
+            start["state"]["key"][1] = position
+            bits.state = start
+            yield generator
 
 
 class Loader:
@@ -190,7 +183,7 @@ class Loader:
                 # Grain hands its flags to the workers; programs without absl have none to parse.
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(self._workers, _READ_AHEAD)
-            batches = batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
+            batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
         return iter(batches)
 
     def _note_skipped(self, bad_images: list[str]) -> None:
@@ -257,35 +250,19 @@ def make_loader(
     if fields is None:
         fields = ("image", "label") if source.num_classes else ("image",)
     source.require(fields)
+    decoder = Decoder(source, image_size, channels, tuple(fields), on_bad_image)
     stream = Stream(
-        source,
-        image_size,
-        channels,
+        decoder,
         batch_size,
         seed,
         shuffle,
         tuple(augmentations),
-        tuple(fields),
         epochs,
         process_index,
         process_count,
-        on_bad_image,
     )
     return Loader(stream, workers)
 
 
-@functools.cache
-def _epoch_seed(seed: int, epoch: int) -> int:
-    # Hashed, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-
-
-def _end_with_parent(worker_index: int, worker_count: int) -> None:
-    """Makes a worker process end when the training process does, even by SIGKILL."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
+def _start_worker(worker_index: int, worker_count: int) -> None:
+    end_with_parent()

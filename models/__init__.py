@@ -9,7 +9,11 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+from models.dhariwal_unet import DhariwalUNetConfig, make_dhariwal_unet
+from models.dit import DiTConfig, make_dit
+from models.edm2_unet import EDM2UNetConfig, make_edm2_unet
 from models.functional import Network, count_parameters
+from models.song_unet import SongUNetConfig, make_song_unet
 from models.unet import UNetConfig, make_unet
 
 __all__ = ["MODELS", "Network", "count_parameters"]
@@ -33,4 +37,10 @@ def _maker(settings: type, make: Callable[[Any], Network]) -> Callable[..., Netw
     return build
 
 
-MODELS: dict[str, Callable[..., Network]] = {"unet": _maker(UNetConfig, make_unet)}
+MODELS: dict[str, Callable[..., Network]] = {
+    "unet": _maker(UNetConfig, make_unet),
+    "song_unet": _maker(SongUNetConfig, make_song_unet),
+    "dhariwal_unet": _maker(DhariwalUNetConfig, make_dhariwal_unet),
+    "edm2_unet": _maker(EDM2UNetConfig, make_edm2_unet),
+    "dit": _maker(DiTConfig, make_dit),
+}

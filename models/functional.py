@@ -43,8 +43,10 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         build_key, uniform_key = jax.random.split(key)
         leaves = dict(nnx.to_flat_state(nnx.state(build(nnx.Rngs(build_key)))))
         values = {path: _value(path, leaf) for path, leaf in leaves.items()}
-        bounds = {path: leaf.get_metadata().get("uniform") for path, leaf in leaves.items()}
-        return _nested(values | _draw(uniform_key, values, bounds))
+        normal_key = jax.random.fold_in(uniform_key, 1)
+        uniforms = _draw(_uniform, uniform_key, values, _sizes("uniform", leaves))
+        normals = _draw(jax.random.normal, normal_key, values, _sizes("normal", leaves))
+        return _nested(values | uniforms | normals)
 
     def apply(params: Params, *args, dropout_key: jax.Array | None = None, **kwargs):
         graphdef, treedef, paths = skeleton()
@@ -66,6 +68,41 @@ def uniform(shape: tuple[int, ...], bound: float) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape), uniform=bound)
 
 
+def normal(shape: tuple[int, ...], std: float) -> nnx.Param:
+    """A float32 parameter that `Network.init` draws from N(0, std^2), all such in one draw too."""
+    return nnx.Param(jnp.zeros(shape), normal=std)
+
+
+def stack(build: Callable[[], nnx.Module], depth: int) -> nnx.Module:
+    """A module whose parameters are those of `depth` such modules along a new leading axis.
+
+    The layers of `build` must draw by `uniform` and `normal`, or start at the same value in each.
+    """
+    graphdef, state = nnx.split(build())
+
+    def repeat(leaf: nnx.Variable) -> nnx.Variable:
+        value = leaf.get_value()
+        return leaf.replace(jnp.broadcast_to(value, (depth, *value.shape)))
+
+    is_leaf = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+    return nnx.merge(graphdef, jax.tree.map(repeat, state, is_leaf=is_leaf))
+
+
+def scan(stacked: nnx.Module, x: jax.Array, *args, remat: bool = False) -> jax.Array:
+    """x through the modules of a `stack` in turn, each called with (x, *args).
+
+    remat: activations inside of a module are computed again in the backward pass.
+    """
+    graphdef, state = nnx.split(stacked)
+
+    def one(x, params):
+        return nnx.merge(graphdef, params)(x, *args), None
+
+    # A loop's body is compiled once: nothing outside of it could be merged with the recomputation.
+    function = jax.checkpoint(one, prevent_cse=False) if remat else one
+    return jax.lax.scan(function, x, state)[0]
+
+
 def count_parameters(params: Params) -> int:
     """Number of scalars in `params` (arrays, or the shapes that `jax.eval_shape` gives)."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -78,16 +115,25 @@ def _value(path: Path, leaf: nnx.Variable) -> jax.Array:
     return leaf.get_value()
 
 
-def _draw(key: jax.Array, values: dict[Path, jax.Array], bounds: dict[Path, float | None]):
-    drawn = {path: values[path] for path, bound in bounds.items() if bound is not None}
-    total = sum(value.size for value in drawn.values())
+def _sizes(kind: str, leaves: Mapping[Path, nnx.Variable]) -> dict[Path, float]:
+    """Bound or standard deviation of each parameter that `uniform` or `normal` made."""
+    sizes = {path: leaf.get_metadata().get(kind) for path, leaf in leaves.items()}
+    return {path: size for path, size in sizes.items() if size is not None}
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(key, shape, minval=-1, maxval=1)
+
+
+def _draw(generate, key: jax.Array, values: dict[Path, jax.Array], sizes: dict[Path, float]):
+    total = sum(values[path].size for path in sizes)
     # The barrier keeps XLA from running the generator again inside every slice.
-    noise = jax.lax.optimization_barrier(jax.random.uniform(key, (total,), minval=-1, maxval=1))
-    start = 0
-    for path, value in drawn.items():
-        part = noise[start : start + value.size]
-        drawn[path] = bounds[path] * part.reshape(value.shape)
-        start += value.size
+    noise = jax.lax.optimization_barrier(generate(key, (total,)))
+    drawn, start = {}, 0
+    for path, size in sizes.items():
+        part = noise[start : start + values[path].size]
+        drawn[path] = size * part.reshape(values[path].shape)
+        start += values[path].size
     return drawn
 
 

@@ -50,7 +50,7 @@ class Linear(nnx.Module):
     """Dense layer over the last axis, in `dtype`.
 
     init, zero: see `parameters`. `parts` > 1 makes that many layers of outputs // parts side by
-    side, each with its own fan out.
+    side, each with its own fan out. Without `use_bias` there is no parameter of it.
     """
 
     def __init__(
@@ -62,14 +62,16 @@ class Linear(nnx.Module):
         dtype: str,
         zero: bool = False,
         parts: int = 1,
+        use_bias: bool = True,
     ):
         self.dtype = dtype
-        self.kernel, self.bias = parameters((inputs, outputs), init=init, zero=zero, parts=parts)
+        self.kernel, bias = parameters((inputs, outputs), init=init, zero=zero, parts=parts)
+        self.bias = bias if use_bias else None
 
     def __call__(self, x: Float[Array, "*axes inputs"]) -> Float[Array, "*axes outputs"]:
         """x is cast to `dtype`."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        return x @ kernel + self.bias[...].astype(self.dtype)
+        return x @ kernel if self.bias is None else x @ kernel + self.bias[...].astype(self.dtype)
 
 
 def parameters(

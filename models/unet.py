@@ -1,215 +1,18 @@
-"""The U-Net of DDPM (Ho et al., 2020) and ADM (Dhariwal and Nichol, 2021): two settings of one."""
-
-import dataclasses
-import difflib
+"""The U-Net: DDPM, iDDPM, ADM, GLIDE, latent diffusion, VDM are settings of one."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Num, Shaped
 
-from models.attention import SelfAttention
+from models.attention import Context
+from models.blocks import Block, Level, resampling
 from models.convolution import Conv
 from models.embeddings import sinusoidal
 from models.functional import Network, functional
-from models.layers import GroupNorm, Linear, downsample, dropout, upsample
-
-_CHOICES = {
-    "conditioning": ("add", "scale_shift"),
-    "resample": ("conv", "conv_symmetric", "resblock"),
-    "time_embedding": ("ddpm", "adm"),
-    "init": ("ddpm", "torch"),
-    "attention": ("xla", "cudnn"),
-    "dtype": ("float32", "bfloat16"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class UNetConfig:
-    """What a U-Net is. The fields from `channels` on are those of `unet` in configs/networks.py.
-
-    `resample` has one value more than DDPM and ADM need: 'conv_symmetric' pads the strided
-    convolution by one on every side (improved-diffusion), where 'conv' pads (0, 1) (DDPM).
-    Fields that cannot go together raise ValueError.
-    """
-
-    in_channels: int
-    out_channels: int
-    image_size: int
-    channels: int = 128
-    channel_mult: tuple[int | float, ...] = (1, 2, 2, 2)
-    num_res_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)
-    num_heads: int = 1
-    head_channels: int = 0
-    dropout: float = 0.1
-    conditioning: str = "add"
-    resample: str = "conv"
-    time_embedding: str = "ddpm"
-    norm_groups: int = 32
-    norm_eps: float = 1e-6
-    init: str = "ddpm"
-    num_classes: int = 0
-    null_class: bool = False
-    attention: str = "xla"
-    remat: bool = False
-    dtype: str = "float32"
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of each level, finest first."""
-        return tuple(round(self.channels * mult) for mult in self.channel_mult)
-
-    @property
-    def resolutions(self) -> tuple[int, ...]:
-        """Side of the feature map of each level in pixels, finest first."""
-        return tuple(self.image_size >> level for level in range(len(self.channel_mult)))
-
-    def heads(self, width: int) -> int:
-        """Attention heads of a feature map of `width` channels."""
-        return width // self.head_channels if self.head_channels else self.num_heads
-
-    def __post_init__(self):
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                near = difflib.get_close_matches(str(value), allowed, 1, cutoff=0)[0]
-                options = ", ".join(allowed)
-                raise ValueError(f"{name}={value!r}: allowed are {options}; did you mean {near!r}?")
-        for name in ("in_channels", "out_channels", "image_size", "num_res_blocks", "num_heads"):
-            self._require(name, getattr(self, name) > 0, "must be positive")
-        for name in ("num_classes", "head_channels"):
-            self._require(name, getattr(self, name) >= 0, "must not be negative")
-        self._require("norm_groups", self.norm_groups > 0, "must be positive")
-        self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
-        self._require("channel_mult", len(self.channel_mult) > 0, "needs at least one level")
-        # Half of the time embedding are sines, half cosines.
-        even = self.channels >= 4 and self.channels % 2 == 0
-        self._require("channels", even, "must be even and at least 4")
-        self._require("null_class", self.num_classes or not self.null_class, "needs num_classes")
-        flash = self.attention == "xla" or self.dtype == "bfloat16"
-        self._require("attention", flash, "needs dtype='bfloat16'; in float32 it is 'xla'")
-
-        levels, sizes, widths = len(self.channel_mult), self.resolutions, self.widths
-        whole = self.image_size % 2 ** (levels - 1) == 0
-        message = f"must be a multiple of {2 ** (levels - 1)}: channel_mult has {levels} levels"
-        self._require("image_size", whole, message)
-        known = set(self.attention_resolutions) <= set(sizes)
-        self._require("attention_resolutions", known, f"the levels have {sizes}")
-        grouped = all(width % self.norm_groups == 0 for width in widths)
-        message = f"must divide the channels of every level, {widths}"
-        self._require("norm_groups", grouped, message)
-        attended = [
-            w for w, s in zip(widths, sizes, strict=True) if s in self.attention_resolutions
-        ]
-        attended = sorted({*attended, widths[-1]})
-        name = "head_channels" if self.head_channels else "num_heads"
-        split = all(width % getattr(self, name) == 0 for width in attended)
-        message = f"must divide the channels of levels with attention and of the last, {attended}"
-        self._require(name, split, message)
-
-    def _require(self, name: str, condition, message: str) -> None:
-        if not condition:
-            raise ValueError(f"{name}={getattr(self, name)!r}: {message}")
-
-
-class ResBlock(nnx.Module):
-    """norm, silu, conv, condition, norm, silu, dropout, conv, plus a shortcut from the input.
-
-    resample: 'down' (mean of 2 x 2) or 'up' (nearest) changes the resolution before the first
-        convolution and on the shortcut alike (BigGAN); None keeps it.
-
-    The last convolution starts at zero, so at initialization the block is its shortcut.
-    """
-
-    def __init__(
-        self,
-        config: UNetConfig,
-        inputs: int,
-        outputs: int,
-        *,
-        resample: str | None = None,
-    ):
-        self.rate = config.dropout
-        self.resample = {"down": downsample, "up": upsample, None: lambda x: x}[resample]
-        self.scale_shift = config.conditioning == "scale_shift"
-        settings = {"init": config.init, "dtype": config.dtype}
-        self.norm1 = GroupNorm(inputs, config.norm_groups, config.norm_eps)
-        self.conv1 = Conv(inputs, outputs, **settings)
-        parts = 2 if self.scale_shift else 1
-        self.condition = Linear(4 * config.channels, parts * outputs, **settings)
-        self.norm2 = GroupNorm(outputs, config.norm_groups, config.norm_eps)
-        self.conv2 = Conv(outputs, outputs, zero=True, **settings)
-        self.shortcut = Linear(inputs, outputs, **settings) if inputs != outputs else None
-
-    def __call__(
-        self,
-        x: Float[Array, "batch height width channels"],
-        embedding: Float[Array, "batch embedding"],
-        key: PRNGKeyArray | None,
-    ) -> Float[Array, "batch height_out width_out channels_out"]:
-        """`embedding` is what the network is told of time and label, after its activation."""
-        h = self.conv1(self.resample(jax.nn.silu(self.norm1(x))))
-        condition = self.condition(embedding)
-        if self.scale_shift:
-            scale, shift = jnp.split(condition, 2, axis=-1)
-            h = self.norm2(h, scale, shift)
-        else:
-            h = self.norm2(h + condition[:, None, None])
-        h = self.conv2(dropout(jax.nn.silu(h), self.rate, key))
-        x = self.resample(x)
-        return h + (x if self.shortcut is None else self.shortcut(x))
-
-
-class Block(nnx.Module):
-    """A residual block and, where asked for, self-attention after it."""
-
-    def __init__(self, config: UNetConfig, inputs: int, outputs: int, *, attention: bool):
-        self.residual = ResBlock(config, inputs, outputs)
-        self.attention = _attention(config, outputs) if attention else None
-
-    def __call__(
-        self,
-        x: Float[Array, "batch height width channels"],
-        embedding: Float[Array, "batch embedding"],
-        key: PRNGKeyArray | None,
-    ) -> Float[Array, "batch height width channels_out"]:
-        """See `ResBlock`."""
-        x = self.residual(x, embedding, key)
-        return x if self.attention is None else self.attention(x)
-
-
-class ConvResample(nnx.Module):
-    """Strided convolution to half the resolution, or nearest neighbour and convolution to twice."""
-
-    def __init__(self, config: UNetConfig, channels: int, direction: str):
-        self.up = direction == "up"
-        symmetric = self.up or config.resample == "conv_symmetric"
-        self.conv = Conv(
-            channels,
-            channels,
-            stride=1 if self.up else 2,
-            padding=(1, 1) if symmetric else (0, 1),
-            init=config.init,
-            dtype=config.dtype,
-        )
-
-    def __call__(
-        self,
-        x: Float[Array, "batch height width channels"],
-        embedding: Float[Array, "batch embedding"],
-        key: PRNGKeyArray | None,
-    ) -> Float[Array, "batch height_out width_out channels"]:
-        """`embedding` and `key` are there for the signature of `ResBlock`; they are not used."""
-        return self.conv(upsample(x) if self.up else x)
-
-
-class Level(nnx.Module):
-    """The blocks of one resolution of encoder or decoder, then the way to the next resolution."""
-
-    def __init__(self, blocks: list[Block], resample: ResBlock | ConvResample | None):
-        self.blocks = nnx.List(blocks)
-        self.resample = resample
+from models.layers import GroupNorm, Linear
+from models.unet_config import UNetConfig
 
 
 class UNet(nnx.Module):
@@ -230,7 +33,10 @@ class UNet(nnx.Module):
         rows = config.num_classes + config.null_class
         normal = nnx.initializers.normal(1.0)
         self.label = nnx.Embed(rows, embedding, embedding_init=normal, rngs=rngs) if rows else None
-        self.conv_in = Conv(config.in_channels, widths[0], init=config.init, dtype=config.dtype)
+        vector = config.embedding_dim
+        self.embedding = Linear(vector, embedding, **exact) if vector else None
+        inputs = config.in_channels * (1 + 2 * len(config.fourier_features))
+        self.conv_in = Conv(inputs, widths[0], init=config.init, dtype=config.dtype)
 
         width, skips = widths[0], [widths[0]]
         encoder, decoder = [], []
@@ -238,18 +44,18 @@ class UNet(nnx.Module):
             attention = config.resolutions[level] in config.attention_resolutions
             blocks = []
             for _ in range(config.num_res_blocks):
-                blocks.append(Block(config, width, outputs, attention=attention))
+                blocks.append(Block(config, width, outputs, attention=attention, level=level))
                 width = outputs
                 skips.append(width)
             resample = None
             if level < len(widths) - 1:
-                resample = _resample(config, width, "down")
+                resample = resampling(config, width, "down")
                 skips.append(width)
             encoder.append(Level(blocks, resample))
         self.encoder = nnx.List(encoder)
 
         self.middle = nnx.List(
-            [Block(config, width, width, attention=where) for where in (True, False)]
+            [Block(config, width, width, attention=a, level=level) for a in (True, False)]
         )
 
         for level, outputs in reversed(list(enumerate(widths))):
@@ -257,9 +63,9 @@ class UNet(nnx.Module):
             blocks = []
             for _ in range(config.num_res_blocks + 1):
                 inputs = width + skips.pop()
-                blocks.append(Block(config, inputs, outputs, attention=attention))
+                blocks.append(Block(config, inputs, outputs, attention=attention, level=level))
                 width = outputs
-            resample = _resample(config, width, "up") if level else None
+            resample = resampling(config, width, "up") if level else None
             decoder.append(Level(blocks, resample))
         self.decoder = nnx.List(decoder)
 
@@ -270,75 +76,102 @@ class UNet(nnx.Module):
         self,
         x: Float[Array, "batch height width channels"],
         time: Num[Array, " batch"],
-        condition: dict[str, Int[Array, " batch"]] | None = None,
+        condition: dict[str, Shaped[Array, "batch *rest"]] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch height width channels_out"]:
         """Raw output, float32; what it means is the parameterization's business.
 
         time: any real number; the integer index of the step for a network that is trained so.
-        condition: {'label': int [batch]} if the config has classes, where with null_class the
-            label num_classes means "no label"; otherwise None. A label beyond that gives NaN.
+        condition: what the config asks for, all of it and nothing else; None if that is nothing:
+            'label' int [batch], with classes. With null_class the label num_classes means "no
+                label"; a label beyond that gives NaN.
+            'embedding' float [batch embedding_dim], with embedding_dim: goes where time goes.
+            'context' float [batch length context_dim], with context: tokens to attend to.
+            'context_mask' bool [batch length], never required: False is a token not to be seen.
         rngs: with a 'dropout' stream in training; None turns dropout off.
         """
         config = self.config
+        condition = self._checked(condition)
         embedding = self._embed(time, condition).astype(config.dtype)
+        context = self._context(condition)
 
-        def run(block, h):
+        def run(block, h, *more):
             key = None if rngs is None or config.dropout == 0 else rngs.dropout()
             function = jax.checkpoint(block.__call__) if config.remat else block
-            return function(h, embedding, key)
+            return function(h, embedding, key, *more)
 
-        h = self.conv_in(x.astype(config.dtype))
+        h = self.conv_in(self._features(x).astype(config.dtype))
         skips = [h]
         for level in self.encoder:
             for block in level.blocks:
-                h = run(block, h)
+                h = run(block, h, context)
                 skips.append(h)
             if level.resample is not None:
                 h = run(level.resample, h)
                 skips.append(h)
         for block in self.middle:
-            h = run(block, h)
+            h = run(block, h, context)
         for level in self.decoder:
             for block in level.blocks:
-                h = run(block, jnp.concatenate([h, skips.pop()], axis=-1))
+                h = run(block, jnp.concatenate([h, skips.pop()], axis=-1), context)
             if level.resample is not None:
                 h = run(level.resample, h)
         return self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32))))
 
+    def _checked(self, condition) -> dict[str, Shaped[Array, "batch *rest"]]:
+        """The condition as a dict, or ValueError if it is not what the config asks for."""
+        config = self.config
+        fields = {
+            "label": self.label is not None,
+            "embedding": config.embedding_dim,
+            "context": config.context_dim,
+        }
+        wanted = [name for name, there in fields.items() if there]
+        optional = {"context_mask"} if config.context_dim else set()
+        condition = dict(condition or {})
+        if condition.keys() - optional != set(wanted):
+            raise ValueError(
+                f"condition has {sorted(condition)}, but a U-Net with context={config.context!r}, "
+                f"embedding_dim={config.embedding_dim}, num_classes={config.num_classes} takes "
+                f"{wanted or None}{', and context_mask if it is wanted' if optional else ''}"
+            )
+        for name in {"embedding", "context"} & condition.keys():
+            if condition[name].shape[-1] != fields[name]:
+                raise ValueError(
+                    f"condition[{name!r}] has shape {condition[name].shape}, but {name}_dim="
+                    f"{fields[name]}: the last axis must have that length"
+                )
+        return condition
+
     def _embed(self, time, condition) -> Float[Array, "batch embedding"]:
         embedding = sinusoidal(time, self.config.channels, self.config.time_embedding)
         embedding = self.time2(jax.nn.silu(self.time1(embedding)))
-        given, wanted = sorted(condition or ()), ["label"] if self.label is not None else []
-        if given != wanted:
-            raise ValueError(
-                f"condition has {given}, but a U-Net with num_classes={self.config.num_classes} "
-                f"takes {wanted or None}"
-            )
         if self.label is not None:
             embedding += self.label(condition["label"])
+        if self.embedding is not None:
+            embedding += self.embedding(condition["embedding"])
         return jax.nn.silu(embedding)
+
+    def _context(self, condition) -> Context | None:
+        if "context" not in condition:
+            return None
+        tokens, mask = condition["context"].astype(self.config.dtype), condition.get("context_mask")
+        if mask is not None:
+            tokens = jnp.where(mask[..., None], tokens, 0)
+        return Context(tokens, mask)
+
+    def _features(self, x) -> Float[Array, "batch height width features"]:
+        """x, sin(2^n pi x) and cos(2^n pi x) for each n of the config (Kingma et al., 2021)."""
+        if not self.config.fourier_features:
+            return x
+        powers = np.exp2(np.array(self.config.fourier_features, np.float32))
+        # float32: a sine of hundreds of turns has no digits left in bfloat16.
+        angle = x.astype(jnp.float32)[..., None] * (powers * np.float32(np.pi))
+        angle = angle.reshape(*x.shape[:-1], -1)
+        return jnp.concatenate([x, jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
 def make_unet(config: UNetConfig) -> Network:
     """The U-Net of `config` as pure functions."""
     return functional(lambda rngs: UNet(config, rngs=rngs))
-
-
-def _attention(config: UNetConfig, channels: int) -> SelfAttention:
-    return SelfAttention(
-        channels,
-        heads=config.heads(channels),
-        norm_groups=config.norm_groups,
-        norm_eps=config.norm_eps,
-        init=config.init,
-        implementation=config.attention,
-        dtype=config.dtype,
-    )
-
-
-def _resample(config: UNetConfig, channels: int, direction: str):
-    if config.resample == "resblock":
-        return ResBlock(config, channels, channels, resample=direction)
-    return ConvResample(config, channels, direction)

@@ -1,1 +1,1 @@
-"""What is done with a trained model."""
+"""What is done with a trained model, or with a config before there is one."""

@@ -30,6 +30,7 @@ from training.config import differences
 from training.files import atomic_write
 from training.images import grid, save_png
 from training.mesh import batch_sharding, batch_ways, make_mesh
+from training.posthoc import is_posthoc
 from training.sampler import build_sampler, sample_labels
 from training.workdir import Workdir, provenance
 
@@ -51,14 +52,26 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
     """
     workdir = Workdir(directory)
     _check_trained(workdir, config)
+    if config.data.field != "image":
+        raise ConfigError(
+            f"config.data.field = {config.data.field!r}: samples of this run are latents, and the "
+            "autoencoder that makes images of them is not part of it; --mode=sample is for images"
+        )
     task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
     sampler = build_sampler(config, task)
     mesh = make_mesh(**config.mesh)
     params, step = checkpoints.restore_for_sampling(
-        workdir.checkpoints, config.sample.ema, task.network, mesh, config.sample.checkpoint
+        workdir.checkpoints,
+        config.sample.ema,
+        task.init,
+        mesh,
+        config.sample.checkpoint,
+        averages=workdir.read_config().ema,
     )
     count, chunk = config.sample.count, _chunk_size(config.sample.batch_size, mesh)
     what = _identity(config, step, chunk)
+    if is_posthoc(config.sample.ema):
+        what["snapshots"] = checkpoints.snapshots(workdir.checkpoints, step)
     out = workdir.samples / _name(what)
     if _finished(out, count):
         _tell(f"all {count} samples are there already: {out / 'grid.png'}")
@@ -158,11 +171,13 @@ def _make_chunks(config, task, sampler, params, mesh, shards, chunks, chunk, clo
         images = sampler.draw(params, inputs, jax.random.key(seed), indices, labels)
         return to_uint8(images)
 
+    inputs = sampler.inputs(params)
+
     def arguments(k: int):
         indices = np.arange(k * chunk, (k + 1) * chunk, dtype=np.int32)
         labels = sample_labels(config.sample.labels, task.num_classes, indices)
         placed = jax.device_put((indices, labels), rows)
-        return params, sampler.inputs, np.uint32(config.sample.seed), *placed
+        return params, inputs, np.uint32(config.sample.seed), *placed
 
     with clock("compile"):
         program = jax.jit(draw, out_shardings=rows).lower(*arguments(chunks[0])).compile()

@@ -3,12 +3,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from training import command_line, components
+import models
+from training import command_line, components, tasks
 from training.config import freeze, validate
 
-FILES = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base"))
+PARTS = ("__init__", "base", "networks")
+FILES = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in PARTS)
+# Parameters of the papers' networks, as their own code counts them.
+COUNTS = {
+    "configs/cifar10_ddpm.py": 35.746e6,
+    "configs/cifar10_iddpm.py": 52.546e6,
+    "configs/cifar10_edm.py": 55.734e6,
+    "configs/cifar10_edm.py:ncsnpp": 56.398e6,
+    "configs/imagenet64_adm.py": 295.904e6,
+    "configs/imagenet64_iddpm.py": 121.064e6,
+    "configs/imagenet64_iddpm.py:class_conditional": 273.049e6,
+    "configs/imagenet64_edm2.py": 280.2e6,
+    "configs/imagenet64_edm2.py:xs": 124.7e6,
+    "configs/imagenet256_dit.py": 675.1e6,
+}
 
 
 @pytest.mark.parametrize("variant", ["", ":smoke"])
@@ -17,6 +33,14 @@ def test_config_is_valid(file, variant):
     config = command_line.read(file + variant)
     validate(config)
     components.check(freeze(config))
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_networks_have_the_papers_size(name):
+    config = freeze(command_line.read(name))
+    make_task = components.lookup(tasks.TASKS, config.task, "config.task")
+    params = jax.eval_shape(make_task(config).init, jax.random.key(0))
+    assert models.count_parameters(params) == pytest.approx(COUNTS[name], rel=4e-4)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -39,6 +39,7 @@ def run(*arguments, script="main.py", **environment):
         (["--workdri=x"], "Did you mean: workdir ?"),
         (["--workdir="], "--workdir is missing"),
         (["--config="], "--config is missing"),
+        (["--config=", "--mode=convert"], "--config is missing"),
         (["--config=", "--mode=sample"], "no run there (it has no config.json)"),
     ],
 )

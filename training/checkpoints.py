@@ -6,15 +6,23 @@ loader's position) and `meta`.
 """
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from ml_collections import ConfigDict
 
 from training import mesh as meshes
+from training import posthoc
 from training.components import ConfigError
 from training.state import TrainState
+
+log = logging.getLogger(__name__)
 
 # Of the layout above; a reader refuses what it does not know.
 FORMAT = 1
@@ -24,6 +32,9 @@ def _items(state: TrainState) -> dict:
     """The state as checkpoint items."""
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     params, averages = fields.pop("params"), fields.pop("ema")
+    if not fields["task"]:
+        # Checkpoints of tasks without a state look as they did before there were any with one.
+        del fields["task"]
     items = {f"ema.{name}": tree for name, tree in averages.items()}
     return {"params": params, **items, "training": fields}
 
@@ -78,7 +89,8 @@ class Checkpoints:
         )
         _check_format(restored["meta"], self.directory / str(step))
         averages = {name: restored[f"ema.{name}"] for name in abstract.ema}
-        state = TrainState(params=restored["params"], ema=averages, **restored["training"])
+        training = {"task": {}} | restored["training"]
+        state = TrainState(params=restored["params"], ema=averages, **training)
         return state, restored["data"]
 
     def close(self) -> None:
@@ -102,14 +114,22 @@ def steps(directory: epath.PathLike) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(directory.resolve()))
 
 
-def restore_params(directory: epath.PathLike, name: str, abstract, step: int = -1):
+def restore_params(
+    directory: epath.PathLike,
+    name: str,
+    abstract,
+    step: int = -1,
+    averages: ConfigDict | None = None,
+):
     """One set of parameters of a checkpoint, without the rest of the train state.
 
     Args:
         directory: of the checkpoints.
-        name: 'params', or the name of an average.
+        name: 'params', the name of an average, or 'posthoc(std=...)', an average that was not
+            tracked, made of those that are kept up to `step` (`training.posthoc`).
         abstract: the network's parameters, with shardings (`training.mesh.with_sharding`).
         step: of the checkpoint; -1: the newest.
+        averages: `config.ema` of the run; only a reconstruction needs it.
 
     Returns:
         (parameters, step).
@@ -125,6 +145,12 @@ def restore_params(directory: epath.PathLike, name: str, abstract, step: int = -
             f"config.sample.checkpoint: no checkpoint of step {step} in {directory}; there are "
             f"{', '.join(map(str, there))} (-1 takes the newest)"
         )
+    if posthoc.is_posthoc(name):
+        return _reconstruct(directory, name, abstract, step, averages or ConfigDict()), step
+    return _read(directory, name, abstract, step), step
+
+
+def _read(directory: epath.Path, name: str, abstract, step: int):
     path = (directory / str(step)).resolve()
     items = [p.name for p in path.iterdir()]
     item = name if name == "params" else f"ema.{name}"
@@ -136,11 +162,54 @@ def restore_params(directory: epath.PathLike, name: str, abstract, step: int = -
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         _check_format(reader.restore(path / "meta"), path)
     with ocp.StandardCheckpointer() as reader:
-        return reader.restore(path / item, abstract), step
+        return reader.restore(path / item, abstract)
 
 
-def restore_for_sampling(directory, name: str, network, mesh, step: int = -1):
-    """`restore_params` for a network: its parameters laid out over the mesh."""
-    abstract = jax.eval_shape(network.init, jax.random.key(0))
+def snapshots(directory: epath.PathLike, step: int) -> list[int]:
+    """The checkpoints that a reconstruction at `step` is made of."""
+    return [there for there in steps(directory) if 0 < there <= step]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(total, tree, weight):
+    return jax.tree.map(lambda t, x: t + weight * x, total, tree)
+
+
+def _reconstruct(directory: epath.Path, name: str, abstract, step: int, averages):
+    """The weighted sum of stored averages; two trees are in memory at a time."""
+    stds, kept = posthoc.tracked(averages, name), snapshots(directory, step)
+    if len(kept) < 2:
+        raise ConfigError(
+            f"config.sample.ema = {name!r}: needs checkpoints of several steps up to {step}, and "
+            f"{directory} has {len(kept)}; train with config.checkpoint.keep_every > 0, which "
+            "keeps one for good each so many steps"
+        )
+    stored = [(at, key) for at in kept for key in stds]
+    plan = posthoc.Reconstruction(
+        [at for at, _ in stored], [stds[key] for _, key in stored], step, posthoc.width(name)
+    )
+    level = logging.WARNING if plan.mismatch > posthoc.LARGE_MISMATCH else logging.INFO
+    log.log(
+        level,
+        "%s at step %d from %d averages (%s of steps %s): profile off by %.2g of its norm",
+        name,
+        step,
+        len(stored),
+        ", ".join(stds),
+        ", ".join(map(str, kept)),
+        plan.mismatch,
+    )
+    total = None
+    for (at, key), weight in zip(stored, plan.weights.astype(np.float32), strict=True):
+        tree = _read(directory, key, abstract, at)
+        if total is None:
+            total = jax.tree.map(jnp.zeros_like, tree)
+        total = _add(total, tree, weight)
+    return total
+
+
+def restore_for_sampling(directory, name: str, init, mesh, step: int = -1, averages=None):
+    """`restore_params` of what `init(key)` makes, laid out over the mesh."""
+    abstract = jax.eval_shape(init, jax.random.key(0))
     target = meshes.with_sharding(abstract, meshes.state_sharding(abstract, mesh))
-    return restore_params(directory, name, target, step)
+    return restore_params(directory, name, target, step, averages)

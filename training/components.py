@@ -1,7 +1,8 @@
 """Components named by strings: `build(SCHEDULES, 'cosine(timesteps=4000)', field)`.
 
 A registry is a plain dict of functions (or classes). The string is parsed, never evaluated: it is a
-name, or a call of it with keyword arguments that are literals.
+name, or a call of it with keyword arguments that are literals, or calls of the same registry:
+`'zero_terminal_snr(schedule=linear(timesteps=1000))'`.
 """
 
 import ast
@@ -13,7 +14,7 @@ import operator
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -24,6 +25,7 @@ NAMES = {"task": "training.tasks:TASKS", "model.name": "models:MODELS"}
 CALLS = {
     "data.source": "input_pipeline:SOURCES",
     "data.augmentations": "input_pipeline:AUGMENTATIONS",
+    "data.device_augmentation": "input_pipeline:DEVICE_AUGMENTATIONS",
     "diffusion.schedule": "diffusion:SCHEDULES",
     "diffusion.parameterization": "diffusion:PARAMETERIZATIONS",
     "diffusion.weighting": "diffusion:WEIGHTINGS",
@@ -32,6 +34,8 @@ CALLS = {
     "sample.solver": "diffusion:SOLVERS",
     "sample.grid": "diffusion:GRIDS",
 }
+# Types of literals.
+PLAIN = (bool, int, float, str, tuple)
 
 
 class ConfigError(ValueError):
@@ -46,41 +50,65 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return hint + ("allowed: " + ", ".join(allowed) if allowed else "none is allowed")
 
 
-def parse(string: str) -> tuple[str, dict[str, Any]]:
-    """Splits `"ddpm(variance='fixed_large')"` into `("ddpm", {"variance": "fixed_large"})`.
+class Call(NamedTuple):
+    """A component as a string names it; arguments are literals, calls and tuples of calls."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+def parse(string: str) -> Call:
+    """Reads `"ddpm(variance='fixed_large')"` as `Call("ddpm", {"variance": "fixed_large"})`.
 
     Raises:
-        ConfigError: the string is not a name, or a call of one with literal keyword arguments.
+        ConfigError: the string is not a name, or a call of one with keyword arguments.
     """
-    mistake = ConfigError(
-        f"{string!r} does not read like 'name' or 'name(argument=value, ...)' with plain values"
-    )
     try:
         node = ast.parse(string.strip(), mode="eval").body
     except (SyntaxError, ValueError):
-        raise mistake from None
+        node = None
     if isinstance(node, ast.Name):
-        return node.id, {}
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise mistake
+        return Call(node.id, {})
+    if not isinstance(node, ast.Call):
+        raise _unreadable(string)
+    return _call(node, string)
+
+
+def _unreadable(string: str) -> ConfigError:
+    return ConfigError(
+        f"{string!r} does not read like 'name' or 'name(argument=value, ...)' with plain values"
+    )
+
+
+def _call(node: ast.Call, string: str) -> Call:
+    if not isinstance(node.func, ast.Name):
+        raise _unreadable(string)
     if node.args:
         raise ConfigError(
             f"{string!r}: write each argument with its name, {node.func.id}(argument=value)"
         )
     arguments = {}
     for keyword in node.keywords:
-        try:
-            value = ast.literal_eval(keyword.value)
-        except (ValueError, TypeError):
-            value = ast.unparse(keyword.value)
-            raise ConfigError(
-                f"{string!r}: {value} is not a plain value (a number, True, None, a string in "
-                "quotes, a tuple of these)"
-            ) from None
         if keyword.arg is None or keyword.arg in arguments:
-            raise mistake
-        arguments[keyword.arg] = value
-    return node.func.id, arguments
+            raise _unreadable(string)
+        arguments[keyword.arg] = _argument(keyword.value, string)
+    return Call(node.func.id, arguments)
+
+
+def _argument(node: ast.expr, string: str) -> Any:
+    if isinstance(node, ast.Call):
+        return _call(node, string)
+    if isinstance(node, ast.Tuple) and any(isinstance(item, ast.Call) for item in node.elts):
+        return tuple(_argument(item, string) for item in node.elts)
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        text = ast.unparse(node)
+        hint = f"; a component is written {text}()" if isinstance(node, ast.Name) else ""
+        raise ConfigError(
+            f"{string!r}: {text} is not a plain value (a number, True, None, a string in quotes, a "
+            f"tuple of these) nor a call{hint}"
+        ) from None
 
 
 def lookup(registry: Mapping[str, Any], name: str, field: str) -> Any:
@@ -118,26 +146,40 @@ def resolve(
         ConfigError: unknown name or argument, or a value of another type than the annotated.
     """
     try:
-        name, arguments = parse(string)
+        call = parse(string)
     except ConfigError as error:
         raise ConfigError(f"{field} = {error}") from None
+    return _resolve(registry, call, f"{field} = {string!r}", context)
+
+
+def _resolve(
+    registry: Mapping[str, Callable], call: Call, where: str, context: Iterable[str]
+) -> tuple[Callable, dict[str, Any]]:
+    name, arguments = call
     if name not in registry:
-        raise ConfigError(f"{field} = {string!r}: no {name!r}; {nearest(name, registry)}")
+        raise ConfigError(f"{where}: no {name!r}; {nearest(name, registry)}")
     component = registry[name]
     parameters = inspect.signature(component).parameters
     free = set(_named(parameters)) - set(context)
     for argument, value in arguments.items():
         if argument in context or (argument not in free and not _takes_any(parameters)):
             raise ConfigError(
-                f"{field} = {string!r}: {name} has no argument {argument!r}; "
-                f"{nearest(argument, free)}"
+                f"{where}: {name} has no argument {argument!r}; {nearest(argument, free)}"
             )
+        for inner in _calls(value):
+            _resolve(registry, inner, where, context)
         annotation = parameters[argument].annotation if argument in parameters else Any
         if not _fits(value, annotation):
-            raise ConfigError(
-                f"{field} = {string!r}: {argument} must be {_spell(annotation)}, not {value!r}"
-            )
+            raise ConfigError(f"{where}: {argument} must be {_spell(annotation)}, not {value!r}")
     return component, arguments
+
+
+def _calls(value: Any) -> list[Call]:
+    """The calls in an argument: itself, or among the items of a tuple."""
+    if isinstance(value, Call):
+        return [value]
+    items = value if isinstance(value, tuple) else ()
+    return [item for item in items if isinstance(item, Call)]
 
 
 def build(registry: Mapping[str, Callable], string: str, field: str, **context: Any) -> Any:
@@ -154,7 +196,21 @@ def build(registry: Mapping[str, Callable], string: str, field: str, **context: 
         ConfigError: as `resolve`; a required argument is missing; or the component refused a value
             (a ValueError of its own) or found no file.
     """
-    component, arguments = resolve(registry, string, field, context)
+    resolve(registry, string, field, context)
+    return _build(registry, parse(string), f"{field} = {string!r}", context)
+
+
+def _build(
+    registry: Mapping[str, Callable], call: Call, where: str, context: Mapping[str, Any]
+) -> Any:
+    component = registry[call.name]
+
+    def value(given: Any) -> Any:
+        if isinstance(given, Call):
+            return _build(registry, given, where, context)
+        return tuple(map(value, given)) if _calls(given) else given
+
+    arguments = {name: value(given) for name, given in call.arguments.items()}
     parameters = inspect.signature(component).parameters
     given = {k: v for k, v in context.items() if k in parameters or _takes_any(parameters)}
     missing = [
@@ -163,15 +219,14 @@ def build(registry: Mapping[str, Callable], string: str, field: str, **context: 
         if parameters[name].default is inspect.Parameter.empty and name not in arguments | given
     ]
     if missing:
-        name = string.split("(")[0].strip()
         wanted = ", ".join(f"{argument}=..." for argument in missing)
-        raise ConfigError(f"{field} = {string!r}: write {name}({wanted}); it has no default")
+        raise ConfigError(f"{where}: write {call.name}({wanted}); it has no default")
     try:
         return component(**arguments, **given)
     except ConfigError:
         raise
     except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f"{field} = {string!r}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def check(config: Mapping | ConfigDict) -> None:
@@ -193,7 +248,8 @@ def check(config: Mapping | ConfigDict) -> None:
     calls = CALLS | {f"ema.{name}": "training.ema:EMAS" for name in config["ema"]}
     for field, place in calls.items():
         given = value(field)
-        for string in (given,) if isinstance(given, str) else given:
+        # An empty string is no component, where a field allows that.
+        for string in filter(None, (given,)) if isinstance(given, str) else given:
             resolve(registry(place), string, f"config.{field}")
 
 
@@ -208,7 +264,7 @@ def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a literal is of an annotated plain type; what is not a plain type fits all."""
+    """Whether an argument is of the annotated type; what a call gives is not known yet."""
     origin = typing.get_origin(annotation)
     if origin is typing.Literal:
         return value in typing.get_args(annotation)
@@ -216,15 +272,21 @@ def _fits(value: Any, annotation: Any) -> bool:
         return any(_fits(value, option) for option in typing.get_args(annotation))
     if annotation in (None, type(None)):
         return value is None
+    if isinstance(value, Call):
+        return origin is None and annotation not in PLAIN
     kind = origin or annotation
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind) if kind in (bool, str, tuple) else True
+    untyped = kind in (Any, inspect.Parameter.empty) or not isinstance(kind, type)
+    return untyped or isinstance(value, kind)
 
 
 def _spell(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return " or ".join(repr(option) for option in typing.get_args(annotation))
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    if not isinstance(annotation, type):
+        return str(annotation)
+    name = annotation.__name__
+    return name if annotation in PLAIN else f"a call that gives a {name}"

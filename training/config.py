@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base, networks
+from training import posthoc
 from training.components import ConfigError, nearest
 from training.files import atomic_write
 
@@ -22,12 +23,15 @@ RESUMABLE = (
     "log.*",
     "checkpoint.*",
     "sample.*",
+    "convert.*",
     "evaluate.*",
     "profile",
     "data.workers",
     "data.prefetch",
     "mesh.*",
 )
+# Courses of the learning rate that end at train.steps.
+_ENDING_DECAYS = ("cosine", "linear")
 
 
 def flatten(config: Section, prefix: str = "") -> dict[str, Any]:
@@ -125,7 +129,7 @@ def check_resumable(old: ConfigDict, new: ConfigDict) -> None:
     ]
     lines = [f"config.{field}: {before!r} -> {after!r}" for field, before, after in fixed]
     decay = new.optimizer.decay
-    if decay != "constant" and old.train.steps != new.train.steps:
+    if decay in _ENDING_DECAYS and old.train.steps != new.train.steps:
         lines.append(
             f"config.train.steps: {old.train.steps} -> {new.train.steps} (it may change only "
             f"without decay; config.optimizer.decay = {decay!r} ends at train.steps)"
@@ -201,7 +205,7 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
         value, kind = given[field], type(default)
         if type(value) is not kind and not (kind is float and type(value) is int):
             yield f"{field} = {value!r}: must be {TYPES[kind]}"
-    for field in ("data.augmentations", "evaluate.metrics"):
+    for field in ("data.augmentations", "convert.fields", "evaluate.metrics"):
         if any(not isinstance(item, str) for item in given[field]):
             yield f"{field} = {given[field]!r}: must be a tuple of strings"
 
@@ -221,12 +225,14 @@ def _one_of(*options) -> Rule:
 RULES: dict[str, Rule] = {
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1"),
     "data.image_size": _at_least(1),
-    "data.channels": _one_of(1, 3),
+    "data.channels": _at_least(1),
+    "data.scale": (lambda value: 0 < value < math.inf, "above 0"),
     "data.workers": _at_least(0),
     "data.prefetch": _at_least(1),
     "data.on_bad_image": _one_of("raise", "skip"),
-    "diffusion.loss": _one_of("simple", "hybrid", "vlb"),
+    "diffusion.loss": _one_of("simple", "hybrid", "vlb", "vdm"),
     "diffusion.variance": _one_of("fixed", "learned_range"),
+    "diffusion.uncertainty_channels": _at_least(0),
     "diffusion.label_dropout": (lambda value: 0 <= value <= 1, "a probability, from 0 to 1"),
     "train.steps": _at_least(0),
     "train.batch_size": _at_least(1),
@@ -234,8 +240,10 @@ RULES: dict[str, Rule] = {
     "train.max_bad_steps": _at_least(1),
     "optimizer.learning_rate": _at_least(0),
     "optimizer.warmup_steps": _at_least(0),
-    "optimizer.decay": _one_of("constant", "cosine", "linear"),
+    "optimizer.decay": _one_of("constant", *_ENDING_DECAYS, "inverse_sqrt"),
+    "optimizer.decay_steps": _at_least(0),
     "optimizer.clip_norm": _at_least(0),
+    "optimizer.sam_rho": _at_least(0),
     **{
         f"mesh.{axis}": (lambda value: value == -1 or value >= 1, "-1 (the rest) or 1 or more")
         for axis in ("data", "fsdp", "tensor")
@@ -257,6 +265,8 @@ RULES: dict[str, Rule] = {
     "sample.batch_size": _at_least(1),
     "sample.seed": (lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1"),
     "sample.checkpoint": (lambda value: value >= -1, "-1 (the newest) or a step"),
+    "convert.split": (str.isidentifier, "a plain name like 'train'"),
+    "convert.shards": _at_least(0),
 }
 
 
@@ -271,6 +281,17 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
     """Fields that must fit each other."""
     model, train, sample = config.model, config.train, config.sample
     classes, null_class = model.get("num_classes", 0), model.get("null_class", False)
+    if config.data.field == "image" and config.data.channels not in (1, 3):
+        yield f"data.channels = {config.data.channels}: must be 1 or 3 for images"
+    if config.data.field != "image":
+        for field in ("augmentations", "device_augmentation"):
+            if config.data[field]:
+                yield f"data.{field} = {config.data[field]!r}: is for images only; leave it empty"
+    if config.optimizer.forced_weight_norm and model.name != "edm2_unet":
+        yield (
+            "optimizer.forced_weight_norm = True: must be False with config.model.name = "
+            f"{model.name!r}; it is for networks that normalize their kernels, 'edm2_unet'"
+        )
     if train.batch_size % train.accumulate:
         yield (
             f"train.batch_size = {train.batch_size}: must be a multiple of "
@@ -285,20 +306,30 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
         if value != off and not null_class:
             yield f"{field} = {value!r}: must be {off}, or set config.model.null_class=True"
     loss, variance = config.diffusion.loss, config.diffusion.variance
-    if loss == "simple" and variance != "fixed":
+    learns_variance = loss in ("hybrid", "vlb")
+    if not learns_variance and variance != "fixed":
         yield (
-            f"diffusion.loss = 'simple': must be 'hybrid' or 'vlb' to train the variance of "
+            f"diffusion.loss = {loss!r}: must be 'hybrid' or 'vlb' to train the variance of "
             f"config.diffusion.variance = {variance!r}"
         )
-    if loss != "simple" and variance == "fixed":
+    if learns_variance and variance == "fixed":
         yield f"diffusion.loss = {loss!r}: needs config.diffusion.variance='learned_range'"
     for name in config.ema:
         if not name.isidentifier() or name == "params":
             yield f"ema.{name}: must be a plain name other than 'params', which is the raw ones'"
         elif not isinstance(config.ema[name], str):
             yield f"ema.{name} = {config.ema[name]!r}: must be a string like 'constant(decay=0.9)'"
-    if sample.ema != "params" and sample.ema not in config.ema:
-        yield f"sample.ema = {sample.ema!r}: {nearest(sample.ema, [*config.ema, 'params'])}"
+    yield from _check_optimizer(config.optimizer)
+    if posthoc.is_posthoc(sample.ema):
+        try:
+            posthoc.width(sample.ema)
+            if all(isinstance(config.ema[name], str) for name in config.ema):
+                posthoc.tracked(config.ema, sample.ema)
+        except ConfigError as error:
+            yield str(error).removeprefix("config.")
+    elif sample.ema != "params" and sample.ema not in config.ema:
+        names = [*config.ema, "params", "posthoc(std=...)"]
+        yield f"sample.ema = {sample.ema!r}: {nearest(sample.ema, names)}"
     if sum(size == -1 for size in config.mesh.values()) > 1:
         yield f"mesh = {dict(config.mesh)}: -1 (the rest) can stand at one axis only"
     every, keep_every = config.checkpoint.every, config.checkpoint.keep_every
@@ -313,4 +344,30 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
             yield (
                 f"sample.labels = {sample.labels!r}: must be 'cycle'"
                 + (f" or a class from '0' to '{classes - 1}'" if classes else "")
+            )
+
+
+def _check_optimizer(optimizer: Section) -> Iterator[str]:
+    """Fields of the optimizer that must fit each other."""
+    decay, decay_steps = optimizer.decay, optimizer.decay_steps
+    if decay == "inverse_sqrt" and not decay_steps:
+        yield (
+            "optimizer.decay_steps = 0: must be 1 or more with config.optimizer.decay = "
+            "'inverse_sqrt', which falls from that step on"
+        )
+    if decay != "inverse_sqrt" and decay_steps:
+        yield (
+            f"optimizer.decay_steps = {decay_steps}: must be 0 with config.optimizer.decay = "
+            f"{decay!r}; it is of 'inverse_sqrt'"
+        )
+    if optimizer.name.startswith("schedule_free"):
+        if decay != "constant":
+            yield (
+                f"optimizer.decay = {decay!r}: must be 'constant' with config.optimizer.name = "
+                f"{optimizer.name!r}, whose average is its decay (warmup_steps stays in force)"
+            )
+        if optimizer.forced_weight_norm:
+            yield (
+                "optimizer.forced_weight_norm = True: must be False with config.optimizer.name = "
+                f"{optimizer.name!r}, which trains at a mean of two points"
             )

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 import diffusion
 import input_pipeline
-from training import clock, components, flops, images
+from training import clock, components, flops, images, posthoc
 from training import run as runs
 from training.checkpoints import Checkpoints
 from training.clock import Clock, Progress
@@ -95,6 +95,9 @@ def _mean_metrics(state) -> dict[str, float]:
 
 def _preview(config: ConfigDict, run: runs.Run, state) -> np.ndarray:
     name = config.sample.ema
+    if posthoc.is_posthoc(name):
+        # What it is made of is not there yet; the tracked average that is most like it.
+        name = posthoc.nearest(config.ema, name)
     params = state.params if name == "params" else state.ema[name]
     pictures = run.task.preview(params, jax.random.key(config.sample.seed))
     return images.grid(np.asarray(diffusion.to_uint8(pictures)))

@@ -49,7 +49,7 @@ def build(config: ConfigDict, devices=None) -> Run:
     task = make_task(config)
     rate = optimizer.learning_rate(config.optimizer, config.train.steps)
     transform = optimizer.make_optimizer(config.optimizer, rate)
-    decays = ema.make_emas(config.ema)
+    ema_rates = ema.make_emas(config.ema, config.train.batch_size)
     spec = {
         name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=mesh.batch_sharding(device_mesh))
         for name, s in task.batch_spec(config.train.batch_size).items()
@@ -58,7 +58,7 @@ def build(config: ConfigDict, devices=None) -> Run:
         state.initial_state,
         task,
         transform,
-        tuple(decays),
+        tuple(ema_rates),
         step.metric_names(task, spec),
         config.seed,
     )
@@ -67,11 +67,12 @@ def build(config: ConfigDict, devices=None) -> Run:
         task,
         transform,
         rate,
-        decays,
+        ema_rates,
         device_mesh,
         accumulate=config.train.accumulate,
         log_every=config.log.every,
         max_bad_steps=config.train.max_bad_steps,
+        sam_rho=config.optimizer.sam_rho,
     )
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return Run(

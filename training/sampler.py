@@ -28,13 +28,20 @@ class Sampler:
     Attributes:
         draw: `(params, inputs, seed, indices, labels) -> images` in [-1, 1], to be traced into a
             larger program; pass `inputs` as an argument of that program.
-        inputs: of the configured sampler.
+        plan: `plan(params)`, the coefficients of every step; they depend on the parameters where
+            the schedule is learned.
+        guidance: of the configured sampler.
         calls_per_image: evaluations of the network that one image takes.
     """
 
     draw: Callable[..., Float[Array, "batch height width channels"]]
-    inputs: Inputs
+    plan: Callable[[Any], Any]
+    guidance: float
     calls_per_image: int
+
+    def inputs(self, params: Any) -> Inputs:
+        """What `draw` is given beside the parameters, made on the host."""
+        return Inputs(self.plan(params), np.float32(self.guidance))
 
     @functools.cached_property
     def _program(self) -> Callable[..., Any]:
@@ -48,7 +55,7 @@ class Sampler:
         labels: Int[Array | np.ndarray, " batch"],
     ) -> Float[Array, "batch height width channels"]:
         """Images of the given sample indices: each depends on seed and its own index and label."""
-        return self._program(params, self.inputs, seed, indices, labels)
+        return self._program(params, self.inputs(params), seed, indices, labels)
 
 
 def build_sampler(config: Any, task: Any) -> Sampler:
@@ -57,7 +64,8 @@ def build_sampler(config: Any, task: Any) -> Sampler:
     Args:
         config: the whole config.
         task: gives `network`, `schedule`, `parameterization`, `learned_variance`, `image_shape`,
-            `num_classes` and `null_label` (None without one), as `training.tasks.diffusion`.
+            `num_classes`, `null_label` (None without one) and `split(params)`, as
+            `training.tasks.diffusion`.
 
     Raises:
         ConfigError: the sampler asks for what the network cannot give.
@@ -76,11 +84,19 @@ def build_sampler(config: Any, task: Any) -> Sampler:
             "(config.diffusion.variance = 'learned_range' in training); take variance='fixed_small'"
         )
     make_grid = build(diffusion.GRIDS, settings.grid, "config.sample.grid")
-    try:
-        plan = solver.plan(make_grid(task.schedule, settings.steps, settings.last_step))
-    except ValueError as error:
-        raise ConfigError(f"config.sample: {error}") from error
-    plan = jax.tree.map(np.float32, plan)
+
+    def plan_of(schedule: diffusion.Schedule) -> Any:
+        try:
+            plan = solver.plan(make_grid(schedule, settings.steps, settings.last_step))
+        except ValueError as error:
+            raise ConfigError(f"config.sample: {error}") from error
+        return jax.tree.map(np.float32, plan)
+
+    fixed = plan_of(task.schedule)
+
+    def plan(params: Any) -> Any:
+        learned = task.split(params)[1].get("schedule")
+        return plan_of(task.schedule.bind(jax.device_get(learned))) if learned else fixed
 
     def draw(
         params: Any,
@@ -89,11 +105,14 @@ def build_sampler(config: Any, task: Any) -> Sampler:
         indices: Int[Array, " batch"],
         labels: Int[Array, " batch"],
     ) -> Float[Array, "batch height width channels"]:
-        def network(x, time, condition):
-            return task.network.apply(params, x, time, condition)
+        weights, learned = task.split(params)
 
+        def network(x, time, condition):
+            return task.network.apply(weights, x, time, condition)
+
+        schedule = task.schedule.bind(learned.get("schedule", {}))
         denoiser = diffusion.denoiser(
-            network, task.schedule, task.parameterization, task.learned_variance
+            network, schedule, task.parameterization, task.learned_variance
         )
         if guided:
             null = {"label": np.int32(task.null_label)}
@@ -103,8 +122,8 @@ def build_sampler(config: Any, task: Any) -> Sampler:
         keys = diffusion.sample_keys(seed, indices)
         return diffusion.sample(denoiser, solver, inputs.plan, keys, task.image_shape, condition)
 
-    calls = settings.steps * _calls_per_step(solver, plan) * (2 if guided else 1)
-    return Sampler(draw, Inputs(plan, np.float32(settings.guidance)), calls)
+    calls = settings.steps * _calls_per_step(solver, fixed) * (2 if guided else 1)
+    return Sampler(draw, plan, settings.guidance, calls)
 
 
 def sample_labels(

@@ -24,6 +24,8 @@ class TrainState:
     opt_state: Any
     # Averages of params, by name.
     ema: dict[str, dict]
+    # What the task keeps from step to step; empty for most.
+    task: dict
     # Root of all randomness of training, a typed key; step s uses fold_in(rng, s).
     rng: Leaf
     # Sums of the metrics over the good steps since the last log line, and how many those are.
@@ -49,6 +51,7 @@ def initial_state(task, optimizer: optax.GradientTransformation, ema_names, metr
         params=params,
         opt_state=optimizer.init(params),
         ema={name: jax.tree.map(jnp.copy, params) for name in ema_names},
+        task=task.init_state(),
         rng=train_rng,
         metrics={name: jnp.zeros((), jnp.float32) for name in metrics},
         window=zero(),

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from training import ema
 from training.mesh import batch_sharding
+from training.optimizer import evaluation_params
 from training.state import TrainState
 
 
@@ -24,48 +25,75 @@ def _microbatches(batch, count: int, mesh: Mesh):
     return jax.tree.map(split, batch)
 
 
-def gradient(loss: Callable, params, batch, rng, accumulate: int, mesh: Mesh):
-    """Mean loss, metrics and gradient over `accumulate` microbatches, one after the other."""
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
-    if accumulate == 1:
-        return value_and_grad(params, batch, rng)
+def gradient(loss: Callable, params, task_state, batch, rng, accumulate: int, mesh: Mesh):
+    """(loss, metrics, gradient), means over `accumulate` microbatches, and the task's new state.
 
-    def one(total, item):
+    The microbatches come one after the other: each sees the state that the one before left.
+    """
+
+    def value_and_grad(task_state, batch, rng):
+        with_aux = jax.value_and_grad(loss, has_aux=True)
+        (value, (metrics, task_state)), grads = with_aux(params, task_state, batch, rng)
+        return (value, metrics, grads), task_state
+
+    if accumulate == 1:
+        return value_and_grad(task_state, batch, rng)
+
+    def one(carry, item):
+        total, task_state = carry
         index, micro = item
-        result = value_and_grad(params, micro, jax.random.fold_in(rng, index))
-        return jax.tree.map(jnp.add, total, result), None
+        result, task_state = value_and_grad(task_state, micro, jax.random.fold_in(rng, index))
+        return (jax.tree.map(jnp.add, total, result), task_state), None
 
     micros = _microbatches(batch, accumulate, mesh)
     first = jax.tree.map(lambda x: x[0], micros)
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(value_and_grad, params, first, rng),
+        jax.eval_shape(value_and_grad, task_state, first, rng)[0],
     )
-    total, _ = jax.lax.scan(one, zeros, (jnp.arange(accumulate), micros))
-    return jax.tree.map(lambda x: x / accumulate, total)
+    (total, task_state), _ = jax.lax.scan(
+        one, (zeros, task_state), (jnp.arange(accumulate), micros)
+    )
+    return jax.tree.map(lambda x: x / accumulate, total), task_state
+
+
+def _ascend(params, grads, distance: float):
+    scale = distance / (optax.tree.norm(grads) + 1e-12)
+    return jax.tree.map(lambda p, g: p + scale * g, params, grads)
 
 
 def make_train_step(
     task,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
-    decays: Mapping[str, ema.Decay],
+    ema_rates: Mapping[str, ema.Rate],
     mesh: Mesh,
     *,
     accumulate: int,
     log_every: int,
     max_bad_steps: int,
+    sam_rho: float = 0.0,
 ) -> Callable[[TrainState, Mapping], TrainState]:
     """The function (state, batch) -> state of one step, to be jitted with the state donated.
 
     A step whose loss or gradient is NaN or infinite changes only the counters. After
     `max_bad_steps` of them in a row nothing changes any more, so that the loop, which looks at the
     counters only where it logs, finds the state as it was before the first of them.
+
+    With `sam_rho` the gradient is that of sharpness-aware minimization (Foret et al. 2021, eq. 2
+    and 3): taken again, on the same batch and noise, at a distance `sam_rho` up the gradient. Loss,
+    metrics and the task's state stay those of the parameters themselves.
     """
 
     def train_step(state: TrainState, batch) -> TrainState:
         rng = jax.random.fold_in(state.rng, state.step)
-        (loss, metrics), grads = gradient(task.loss, state.params, batch, rng, accumulate, mesh)
+
+        def evaluate(params):
+            return gradient(task.loss, params, state.task, batch, rng, accumulate, mesh)
+
+        (loss, metrics, grads), task_state = evaluate(state.params)
+        if sam_rho > 0:
+            (_, _, grads), _ = evaluate(_ascend(state.params, grads, sam_rho))
         grad_norm = optax.tree.norm(grads)
 
         halted = state.bad_streak >= max_bad_steps
@@ -74,7 +102,9 @@ def make_train_step(
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        averages = ema.update(state.ema, params, decays, state.step + 1)
+        averages = ema.update(
+            state.ema, evaluation_params(opt_state, params), ema_rates, state.step + 1
+        )
 
         def keep(new, old):
             return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
@@ -97,6 +127,7 @@ def make_train_step(
             params=keep(params, state.params),
             opt_state=keep(opt_state, state.opt_state),
             ema=keep(averages, state.ema),
+            task=keep(task_state, state.task),
             rng=state.rng,
             metrics=sums,
             window=jnp.where(fresh, 0, state.window) + good,
@@ -111,5 +142,6 @@ def make_train_step(
 def metric_names(task, batch_spec: Mapping) -> tuple[str, ...]:
     """Names of the running metrics: the task's own and the step's."""
     params = jax.eval_shape(task.init, jax.random.key(0))
-    _, metrics = jax.eval_shape(task.loss, params, batch_spec, jax.random.key(0))
+    task_state = jax.eval_shape(task.init_state)
+    _, (metrics, _) = jax.eval_shape(task.loss, params, task_state, batch_spec, jax.random.key(0))
     return ("loss", *metrics, "grad_norm", "learning_rate")

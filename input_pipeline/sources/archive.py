@@ -1,14 +1,15 @@
-"""Files by name in a directory, a tar or a zip: one interface, random access, any thread.
+"""Files by name in a directory, tars or zips: one interface, random access, any thread.
 
 What is open is opened in the process that reads and is not sent to others.
 """
 
 import abc
+import glob
 import io
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _COMPRESSED = (".tgz", ".tbz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst")
@@ -101,9 +102,41 @@ class Zip(Archive):
         return self._file.read(name)
 
 
+class Shards(Archive):
+    """The files of several archives together."""
+
+    def __init__(self, path: Path, parts: Sequence[Archive]):
+        self._parts = parts
+        super().__init__(path)
+
+    def _open(self) -> None:
+        return None
+
+    def _entries(self) -> Iterator[tuple[str, int]]:
+        self._holders = {}
+        for part in self._parts:
+            for name, size in part.sizes.items():
+                if name in self._holders:
+                    raise ValueError(
+                        f"folder(path=...): {name} is in {self._holders[name].path} and in "
+                        f"{part.path}; files need names of their own over all shards"
+                    )
+                self._holders[name] = part
+                yield name, size
+
+    def read(self, name: str) -> bytes:
+        """Contents of one file."""
+        return self._holders[name].read(name)
+
+
 def open_archive(path: str) -> Archive:
-    """The directory, tar or zip at `path`; raises what says how to put it right."""
+    """What is at `path`, or the shards that it matches; raises what says how to put it right."""
     found = Path(path).expanduser()
+    if "*" in path and not found.exists():
+        shards = sorted(glob.glob(str(found)))
+        if not shards:
+            raise FileNotFoundError(f"folder(path=...): no file matches {path!r}")
+        return Shards(found, [open_archive(shard) for shard in shards])
     if not found.exists():
         raise FileNotFoundError(f"folder(path=...): there is nothing at {path!r}")
     if found.is_dir():

@@ -1,8 +1,10 @@
-"""Images in folders: a directory, a tar or a zip, with classes and captions beside them.
+"""Images in folders: a directory, tars or a zip, with classes and captions beside them.
 
 photos/train/cat/0001.jpg     `split` 'train', class 'cat'
 photos/train/cat/0001.txt     its caption, or else one line of
 photos/train/metadata.jsonl   {"file_name": "cat/0001.jpg", "caption": "a cat on a mat"}
+
+The file of captions may be called captions.jsonl as well, and the caption `text`.
 """
 
 import functools
@@ -14,7 +16,7 @@ from input_pipeline.sources.archive import Archive, open_archive
 from input_pipeline.sources.base import Source
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_METADATA = "metadata.jsonl"
+_METADATA = ("metadata.jsonl", "captions.jsonl")
 
 
 class Folder(Source):
@@ -44,19 +46,26 @@ class Folder(Source):
         return file.removeprefix(self._root)
 
     def _read_metadata(self) -> dict[str, str]:
-        file = self._root + _METADATA
-        if file not in self._archive.sizes:
+        files = [
+            self._root + name for name in _METADATA if self._root + name in self._archive.sizes
+        ]
+        if not files:
             return {}
+        if len(files) > 1:
+            raise ValueError(f"{self.name}: captions in {' and in '.join(files)}; keep one of them")
         captions = {}
-        for number, line in enumerate(self._archive.read(file).decode().splitlines(), start=1):
+        for number, line in enumerate(self._archive.read(files[0]).decode().splitlines(), start=1):
             if not line.strip():
                 continue
-            row = json.loads(line)
+            where = f"{self.name}: line {number} of {files[0]}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where} is not JSON: {error}") from error
             caption = row.get("caption", row.get("text"))
             if "file_name" not in row or not isinstance(caption, str):
                 raise ValueError(
-                    f"{self.name}: line {number} of {file} needs 'file_name' and 'caption' "
-                    f"(or 'text'), and has {', '.join(row)}"
+                    f"{where} needs 'file_name' and 'caption' (or 'text'), and has {', '.join(row)}"
                 )
             captions[row["file_name"]] = caption
         return captions
@@ -92,7 +101,7 @@ class Folder(Source):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Digest of names, sizes, classes and captions in metadata.jsonl.
+        """Digest of names, sizes, classes and captions in the file of them.
 
         The same for a directory and for a tar or zip of it. Contents are not read, so an image
         replaced by another one of the same name and size goes unseen.
@@ -128,16 +137,16 @@ class Folder(Source):
             raise ValueError(
                 f"fields: captions are asked for, and {self._uncaptioned} in {self._archive.path} "
                 f"has none; put it into {self._sidecar(self._uncaptioned)} or into "
-                f"{self._root}{_METADATA}"
+                f"{self._root}{_METADATA[0]}"
             )
         super().require(fields)
 
 
 def folder(path: str, split: str = "", classes: Sequence[str] = ()) -> Folder:
-    """Images of any format in a directory, an uncompressed .tar or a .zip.
+    """Images of any format in a directory, an uncompressed .tar or a .zip, or several of these.
 
     Args:
-        path: where it is.
+        path: where it is; with a `*`, as in 'laion/*.tar', all that match are taken as one.
         split: the sub-folder to take, such as 'train'; '' for all.
         classes: names of the class folders in the order of their labels; by default those that
             are there, sorted. Give it where a split may lack a class of another split.

@@ -13,7 +13,17 @@ from models.functional import Network, Params
 # Module path in our parameters ► name of the module in the file; several are put side by side.
 Names = Mapping[str, str | tuple[str, ...]]
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "bias": "bias",
+    # EDM's and EDM2's.
+    "frequencies": "freqs",
+    "phases": "phases",
+    "gain": "emb_gain",
+    "gain_out": "out_gain",
+}
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -47,7 +57,8 @@ def fill(network: Network, tensors: Mapping[str, np.ndarray], names: Names) -> P
             problems.append(f"no tensor {', '.join(lacking)} for {module}/{kind} {leaf.shape}")
             return leaf
         unused.difference_update(keys)
-        value = np.concatenate([_layout(tensors[key], kind) for key in keys], axis=-1)
+        parts = [_layout(tensors[key], kind) for key in keys]
+        value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
         if value.ndim > leaf.ndim:  # 1x1 convolutions are dense layers here
             value = value.reshape([n for n in value.shape[:-2] if n != 1] + [*value.shape[-2:]])
         if value.shape != leaf.shape:

@@ -1,4 +1,8 @@
-"""U-Nets in the layout of diffusers' UNet2DModel, such as google/ddpm-cifar10-32."""
+"""U-Nets in diffusers' layout; the fields of UNet2DModel, such as google/ddpm-cifar10-32.
+
+Those of UNet2DConditionModel, which is the same but for its attention, are read by
+diffusers_conditional.py.
+"""
 
 import re
 from collections.abc import Mapping
@@ -21,7 +25,22 @@ _RESIDUAL = {
 _ATTENTION = {
     "norm": "group_norm",
     "qkv": ("to_q", "to_k", "to_v"),
+    "context": ("add_k_proj", "add_v_proj"),
     "projection": "to_out.0",
+}
+_TRANSFORMER = {"norm": "norm", "projection_in": "proj_in", "projection_out": "proj_out"}
+_TRANSFORMER_BLOCK = {
+    "norm1": "norm1",
+    "attention1/q": "attn1.to_q",
+    "attention1/kv": ("attn1.to_k", "attn1.to_v"),
+    "attention1/projection": "attn1.to_out.0",
+    "norm2": "norm2",
+    "attention2/q": "attn2.to_q",
+    "attention2/kv": ("attn2.to_k", "attn2.to_v"),
+    "attention2/projection": "attn2.to_out.0",
+    "norm3": "norm3",
+    "feed_forward/linear1": "ff.net.0.proj",
+    "feed_forward/linear2": "ff.net.2",
 }
 # Names of the attention layers in files of the first versions of diffusers.
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -47,14 +66,7 @@ _ONLY = {
 
 def unet_config(config: Mapping[str, Any]) -> UNetConfig:
     """The U-Net that a config.json of UNet2DModel describes; ValueError if ours cannot be it."""
-    for name, allowed in _ONLY.items():
-        value = config.get(name, allowed[0])
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r}: can read {allowed} only")
-    order = (config.get("flip_sin_to_cos", True), config.get("freq_shift", 0))
-    orders = {(False, 1): "ddpm", (True, 0): "adm"}
-    if order not in orders:
-        raise ValueError(f"(flip_sin_to_cos, freq_shift)={order}: can read {list(orders)} only")
+    require(config, _ONLY)
     down, up = config["down_block_types"], config["up_block_types"]
     attended = [name == "AttnDownBlock2D" for name in down]
     want_down = ["AttnDownBlock2D" if a else "DownBlock2D" for a in attended]
@@ -81,7 +93,7 @@ def unet_config(config: Mapping[str, Any]) -> UNetConfig:
         dropout=float(config.get("dropout", 0)),
         conditioning="scale_shift" if scale_shift else "add",
         resample="conv_symmetric" if config.get("downsample_padding", 1) else "conv",
-        time_embedding=orders[order],
+        time_embedding=time_embedding(config),
         norm_groups=config.get("norm_num_groups", 32),
         norm_eps=config.get("norm_eps", 1e-5),
         init="torch",
@@ -89,10 +101,32 @@ def unet_config(config: Mapping[str, Any]) -> UNetConfig:
     )
 
 
+def require(config: Mapping[str, Any], only: Mapping[str, tuple]) -> None:
+    """ValueError if a field has none of its values in `only`; where it is left out, the first."""
+    for name, allowed in only.items():
+        value = config.get(name, allowed[0])
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}: can read {allowed} only")
+
+
+def time_embedding(config: Mapping[str, Any]) -> str:
+    """`UNetConfig.time_embedding` of a config.json."""
+    order = (config.get("flip_sin_to_cos", True), config.get("freq_shift", 0))
+    orders = {(False, 1): "ddpm", (True, 0): "adm"}
+    if order not in orders:
+        raise ValueError(f"(flip_sin_to_cos, freq_shift)={order}: can read {list(orders)} only")
+    return orders[order]
+
+
 def unet_from_diffusers(tensors: Mapping[str, np.ndarray], config: UNetConfig) -> Params:
-    """Parameters of `UNet(config)` from the tensors of a UNet2DModel of that config."""
+    """Parameters of `UNet(config)` from the tensors of a UNet2D(Condition)Model of that config."""
     old = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
     tensors = {old.sub(lambda m: _RENAMED[m[0]], key): value for key, value in tensors.items()}
+    width = 4 * config.channels
+    if config.embedding_dim == width and "class_embedding.weight" not in tensors:
+        # class_embed_type 'identity': the vector is added as it is.
+        tensors["class_embedding.weight"] = np.eye(width, dtype=np.float32)
+        tensors["class_embedding.bias"] = np.zeros(width, np.float32)
     return fill(make_unet(config), tensors, _names(config))
 
 
@@ -101,6 +135,7 @@ def _names(config: UNetConfig) -> Names:
         "time1": "time_embedding.linear_1",
         "time2": "time_embedding.linear_2",
         "label": "class_embedding",
+        "embedding": "class_embedding",
         "conv_in": "conv_in",
         "norm_out": "conv_norm_out",
         "conv_out": "conv_out",
@@ -111,16 +146,26 @@ def _names(config: UNetConfig) -> Names:
             there = (there,) if isinstance(there, str) else there
             names[f"{ours}/{name}"] = tuple(f"{theirs}.{part}" for part in there)
 
-    def level(ours: str, theirs: str, blocks: int, resampler: str):
+    def attention(ours: str, theirs: str, depth: int):
+        if config.context != "cross":
+            return add(ours, theirs, _ATTENTION)
+        add(ours, theirs, _TRANSFORMER)
+        for i in range(depth):
+            add(f"{ours}/blocks/{i}", f"{theirs}.transformer_blocks.{i}", _TRANSFORMER_BLOCK)
+
+    def level(ours: str, theirs: str, blocks: int, depth: int, resampler: str):
         for block in range(blocks):
             add(f"{ours}/blocks/{block}/residual", f"{theirs}.resnets.{block}", _RESIDUAL)
-            add(f"{ours}/blocks/{block}/attention", f"{theirs}.attentions.{block}", _ATTENTION)
-        add(f"{ours}/resample", f"{theirs}.{resampler}.0", {"conv": "conv"})
+            attention(f"{ours}/blocks/{block}/attention", f"{theirs}.attentions.{block}", depth)
+        parts = _RESIDUAL if config.resample == "resblock" else {"conv": "conv"}
+        add(f"{ours}/resample", f"{theirs}.{resampler}.0", parts)
 
-    for i in range(len(config.channel_mult)):
-        level(f"encoder/{i}", f"down_blocks.{i}", config.num_res_blocks, "downsamplers")
-        level(f"decoder/{i}", f"up_blocks.{i}", config.num_res_blocks + 1, "upsamplers")
+    count, depths = config.num_res_blocks, config.depths
+    for i, depth in enumerate(depths):
+        level(f"encoder/{i}", f"down_blocks.{i}", count, depth, "downsamplers")
+    for i, depth in enumerate(reversed(depths)):
+        level(f"decoder/{i}", f"up_blocks.{i}", count + 1, depth, "upsamplers")
     add("middle/0/residual", "mid_block.resnets.0", _RESIDUAL)
-    add("middle/0/attention", "mid_block.attentions.0", _ATTENTION)
+    attention("middle/0/attention", "mid_block.attentions.0", depths[-1])
     add("middle/1/residual", "mid_block.resnets.1", _RESIDUAL)
     return names

@@ -5,15 +5,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.levels import NoiseLevel, alpha_sigma, expand_like
+from diffusion.levels import (
+    SCALINGS,
+    NoiseLevel,
+    alpha_sigma,
+    expand_like,
+    log_alpha_sigma,
+    logsnr_of_alpha,
+)
 
-SCALINGS = ("vp", "ve", "flow")
 LOGSNR = st.floats(-20.0, 20.0)
 
 
 @pytest.mark.parametrize(
     ("scaling", "clean", "noise"),
-    [("vp", (1, 0), (0, 1)), ("ve", (1, 0), (1, np.inf)), ("flow", (1, 0), (0, 1))],
+    [
+        ("vp", (1, 0), (0, 1)),
+        ("sub_vp", (1, 0), (0, 1)),
+        ("ve", (1, 0), (1, np.inf)),
+        ("flow", (1, 0), (0, 1)),
+    ],
 )
 @pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
 def test_ends_are_exact(scaling, clean, noise, make):
@@ -28,10 +39,22 @@ def test_round_trip(scaling, logsnr):
     assert 2.0 * (np.log(alpha) - np.log(sigma)) == pytest.approx(logsnr, abs=1e-13)
 
 
+@pytest.mark.parametrize("scaling", ["vp", "sub_vp", "flow"])
+@given(logsnr=LOGSNR)
+def test_logsnr_of_alpha_is_the_inverse(scaling, logsnr):
+    log_alpha, _ = log_alpha_sigma(logsnr, scaling)
+    got = logsnr_of_alpha(np.exp(log_alpha), -np.expm1(log_alpha), scaling)
+    assert got == pytest.approx(logsnr, abs=1e-13)
+    for end, alpha in ((-np.inf, 0.0), (np.inf, 1.0)):
+        assert logsnr_of_alpha(np.float64(alpha), np.float64(1.0 - alpha), scaling) == end
+
+
 @given(logsnr=LOGSNR)
 def test_scalings_normalize(logsnr):
     alpha, sigma = alpha_sigma(logsnr, "vp")
     assert alpha**2 + sigma**2 == pytest.approx(1.0, abs=1e-15)
+    alpha, sigma = alpha_sigma(logsnr, "sub_vp")
+    assert alpha**2 + sigma == pytest.approx(1.0, abs=1e-15)
     alpha, sigma = alpha_sigma(logsnr, "flow")
     assert alpha + sigma == pytest.approx(1.0, abs=1e-15)
     assert alpha_sigma(logsnr, "ve")[0] == 1.0

@@ -10,6 +10,7 @@ from diffusion import PARAMETERIZATIONS, SCHEDULES, TIME_SAMPLERS, Objective
 from diffusion.gaussian import full_chain, q_sample
 from diffusion.objective import vlb_term
 from diffusion.schedules import cosine, edm, linear, rectified_flow
+from diffusion.time_samplers import Draw, OfTime
 from diffusion.weightings import constant, min_snr
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden/diffusion/openai.npz")
@@ -37,6 +38,10 @@ def linear_network(scale, v=None):
     return network
 
 
+def at(t, schedule=None):
+    return Draw((schedule or linear()).level(t))
+
+
 def images(batch=4):
     return jax.random.uniform(KEY, (batch, 4, 4, 3), minval=-1.0, maxval=1.0)
 
@@ -54,9 +59,8 @@ def test_losses_of_openai(name, mean, kind, loss, theirs, dtype, tolerance):
         fraction = GOLDEN["train/out"][..., 3:]
         raw = jnp.asarray(np.concatenate([GOLDEN[f"{key}/raw"], fraction], -1), dtype)
         ours = objective(SCHEDULES[name](), kind, loss, likelihood="tanh")
-        total, metrics = ours.loss_at(
-            lambda x, time, condition: raw, x0, None, jnp.asarray(GOLDEN["train/t"]), eps
-        )
+        drawn = Draw(ours.schedule.level(jnp.asarray(GOLDEN["train/t"])))
+        total, metrics = ours.loss_at(lambda x, time, condition: raw, x0, None, drawn, eps)
         assert total.dtype == dtype
         scale = 1000 if loss == "vlb" else 1
         close(total / scale, GOLDEN[f"{key}/{theirs}/loss"] / scale)
@@ -67,7 +71,7 @@ def test_losses_of_openai(name, mean, kind, loss, theirs, dtype, tolerance):
 
 def test_simple_is_the_mean_squared_error():
     x0, t, eps = images(), jnp.array([0, 10, 500, 999]), jax.random.normal(KEY, (4, 4, 4, 3))
-    loss, metrics = objective().loss_at(linear_network(0.5), x0, None, t, eps)
+    loss, metrics = objective().loss_at(linear_network(0.5), x0, None, at(t), eps)
     z = q_sample(x0, eps, linear().level(t))
     np.testing.assert_allclose(loss, np.mean((eps - 0.5 * z) ** 2, (1, 2, 3)), rtol=1e-5)
     np.testing.assert_array_equal(metrics["mse"], loss)
@@ -82,7 +86,7 @@ def test_finite_for_every_parameterization_and_weighting(schedule):
     def losses(scale):
         return [
             objective(schedule, kind, weighting=weighting)
-            .loss_at(linear_network(scale), x0, None, t, eps)[0]
+            .loss_at(linear_network(scale), x0, None, at(t, schedule), eps)[0]
             .mean()
             for kind in PARAMETERIZATIONS
             for weighting in (constant(), min_snr())
@@ -104,7 +108,7 @@ def test_same_weighting_same_loss_whatever_is_predicted():
     for kind, make in PARAMETERIZATIONS.items():
         raw = make().target(x0_hat, eps_hat, level)
         ours = objective(schedule, kind, weighting=min_snr())
-        losses.append(ours.loss_at(lambda *_, r=raw: r, x0, None, t, eps)[0])
+        losses.append(ours.loss_at(lambda *_, r=raw: r, x0, None, at(t), eps)[0])
     expected = np.minimum(np.exp(level.logsnr), 5.0) * np.mean((x0 - x0_hat) ** 2, (1, 2, 3))
     for loss in losses:
         np.testing.assert_allclose(loss, expected, rtol=2e-3)
@@ -115,9 +119,9 @@ def test_hybrid_detaches_the_mean_and_vlb_does_not():
         network = linear_network(mean, v)
         t, eps = jnp.array([0, 1, 500, 999]), jax.random.normal(KEY, (4, 4, 4, 3))
         if name == "bound":
-            _, metrics = objective(loss="hybrid").loss_at(network, images(), None, t, eps)
+            _, metrics = objective(loss="hybrid").loss_at(network, images(), None, at(t), eps)
             return metrics["vlb_bits"].sum()
-        return objective(loss=name).loss_at(network, images(), None, t, eps)[0].sum()
+        return objective(loss=name).loss_at(network, images(), None, at(t), eps)[0].sum()
 
     slopes = {
         name: jax.jit(jax.grad(functools.partial(loss, name), (0, 1)))(0.9, 0.1)
@@ -130,7 +134,7 @@ def test_hybrid_detaches_the_mean_and_vlb_does_not():
     # In the hybrid loss the mean's slope is that of the squared error alone.
     t, eps = jnp.array([0, 1, 500, 999]), jax.random.normal(KEY, (4, 4, 4, 3))
     mse = jax.grad(
-        lambda m: objective().loss_at(linear_network(m), images(), None, t, eps)[0].sum()
+        lambda m: objective().loss_at(linear_network(m), images(), None, at(t), eps)[0].sum()
     )(0.9)
     assert slopes["hybrid"][0] == pytest.approx(float(mse), rel=1e-5)
 
@@ -138,7 +142,7 @@ def test_hybrid_detaches_the_mean_and_vlb_does_not():
 def test_hybrid_factor_is_t_over_1000():
     for timesteps in (250, 1000, 4000):
         ours = objective(linear(timesteps=timesteps), loss="hybrid")
-        loss, metrics = ours(linear_network(1.0, 1.0), images(), None, KEY)
+        loss, metrics, _ = ours(linear_network(1.0, 1.0), images(), None, KEY)
         np.testing.assert_allclose(loss - metrics["mse"], metrics["vlb_bits"] / 1000, rtol=1e-3)
 
 
@@ -169,7 +173,8 @@ def test_vlb_gradients_are_finite_at_every_t(kind):
 
     def loss(params):
         ours = objective(cosine(timesteps=4000), kind, "vlb")
-        return ours.loss_at(linear_network(*params), images(5), None, t, eps)[0].sum()
+        drawn = at(t, ours.schedule)
+        return ours.loss_at(linear_network(*params), images(5), None, drawn, eps)[0].sum()
 
     value, slopes = jax.jit(jax.value_and_grad(loss))((0.1, 0.2))
     assert jnp.isfinite(value)
@@ -186,20 +191,22 @@ def test_condition_and_time_reach_the_network():
     label = {"label": jnp.arange(4)}
     t = jnp.array([0, 1, 2, 3999])
     ours = objective(linear(timesteps=4000))
-    ours.loss_at(network, images(), label, t, jnp.zeros((4, 4, 4, 3)))
+    ours.loss_at(network, images(), label, at(t, ours.schedule), jnp.zeros((4, 4, 4, 3)))
     np.testing.assert_allclose(seen["time"], t * 0.25)
     assert seen["condition"] is label
 
 
 def test_a_samplers_weight_multiplies_the_loss():
-    def doubled(key, batch_size, schedule):
-        t, weight = TIME_SAMPLERS["uniform"]()(key, batch_size, schedule)
-        return t, 2.0 * weight
+    class Doubled(OfTime):
+        def draw(self, *arguments):
+            drawn = super().draw(*arguments)
+            return drawn._replace(weight=2.0 * drawn.weight)
 
     plain = objective()
+    doubled = Doubled(False, lambda u: u)
     weighted = Objective(plain.schedule, plain.parameterization, plain.weighting, doubled)
-    loss, metrics = plain(linear_network(1.0), images(), None, KEY)
-    loss2, metrics2 = weighted(linear_network(1.0), images(), None, KEY)
+    loss, metrics, _ = plain(linear_network(1.0), images(), None, KEY)
+    loss2, metrics2, _ = weighted(linear_network(1.0), images(), None, KEY)
     np.testing.assert_allclose(loss2, 2.0 * loss)
     np.testing.assert_array_equal(metrics["mse"], metrics2["mse"])
 
@@ -208,7 +215,7 @@ def test_a_samplers_weight_multiplies_the_loss():
     ("schedule", "loss", "variance", "message"),
     [
         (linear(), "hybrid", "fixed", "loss='hybrid' with variance='fixed'"),
-        (linear(), "simple", "learned_range", "'simple' trains no variance"),
+        (linear(), "simple", "learned_range", "'simple' and 'vdm' train no variance"),
         (rectified_flow(), "vlb", "learned_range", "discrete vp chain.*scaling='flow'"),
         (edm(), "hybrid", "learned_range", "scaling='ve', num_timesteps=None"),
         (linear(), "hibrid", "learned_range", "loss='hibrid'.*did you mean 'hybrid'"),

@@ -5,11 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion import PARAMETERIZATIONS
-from diffusion.levels import NoiseLevel, alpha_sigma
+from diffusion.levels import SCALINGS, NoiseLevel, alpha_sigma
 from diffusion.parameterization import EDM
 from diffusion.schedules import edm, linear, rectified_flow
 
-SCALINGS = ("vp", "ve", "flow")
 EACH = pytest.mark.parametrize("kind", PARAMETERIZATIONS)
 SCALED = pytest.mark.parametrize("scaling", SCALINGS)
 LOGSNR = st.floats(-20.0, 20.0)

@@ -255,7 +255,7 @@ def toy_denoiser(schedule, learned, rule, eps_after_clip="rederive"):
     """The golden files' network, clipped; for numpy arrays."""
 
     def denoise(x, level, condition=None):
-        time = schedule.network_time(level.t)
+        time = schedule.network_time(level)
         raw = eps_of(np, x, time)
         fraction = fraction_of(np, x, time) if learned else None
         return Prediction(*PARAMETERIZATIONS["eps"]().prediction(raw, x, level), fraction)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pathlib
@@ -45,6 +46,56 @@ def test_batch_has_the_fields_asked_for(numbers):
     assert batch["label"].tolist() == [0, 1, 2, 3]
     assert batch["caption"].tolist() == [f"number {i}" for i in range(4)]
     assert next(loader(numbers(9))).keys() == {"image", "label"}
+
+
+def test_stream_is_what_it_always_was():
+    """A change of this digest means that runs of earlier versions cannot be resumed or repeated."""
+    fields = ("caption", "image", "label")
+    options = {"image_size": 8, "batch_size": 128, "seed": 2**33 + 5, "fields": fields}
+    batches = loader(digits(), augmentations=(AUGMENTATIONS["flip"](),), **options)
+    batches.restore({**batches.state(), "batches": 10**9})
+    content = hashlib.sha256()
+    for batch in take(batches, 6):
+        for field in fields:
+            content.update(f"{field}{batch[field].dtype}".encode() + batch[field].tobytes())
+    assert content.hexdigest()[:16] == "7890331b48b655a0"
+
+
+def test_examples_of_a_batch_are_read_at_once(numbers):
+    class Together(numbers):
+        calls = ()
+
+        def examples(self, indices, fields):
+            type(self).calls += (list(indices),)
+            return super().examples(indices, fields)
+
+    batch = next(loader(Together(10), batch_size=8))
+    assert batch["label"].tolist() in Together.calls  # threads read ahead
+
+
+def test_without_images_none_is_decoded(photos):
+    for path in (photos / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    batch = next(loader(folder(str(photos), split="train"), fields=("label", "caption")))
+    assert batch.keys() == {"label", "caption"}
+    assert len(batch["label"]) == 4
+
+
+@pytest.mark.parametrize("on_bad_image", ["raise", "skip"])
+def test_a_source_may_find_its_images_bad_itself(numbers, on_bad_image):
+    class Bad(numbers):
+        def example(self, index, fields):
+            if index == 2:
+                raise BadImageError("is torn")
+            return super().example(index, fields)
+
+    batches = loader(Bad(4), shuffle=False, on_bad_image=on_bad_image)
+    if on_bad_image == "raise":
+        with pytest.raises(BadImageError, match=r"example 2 of numbers\(4\): is torn"):
+            next(batches)
+    else:
+        assert next(batches)["label"].tolist() == [0, 1, 3, 3]
+        assert batches.skipped == 1
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import count_parameters
-from models.functional import functional, uniform
+from models.functional import functional, normal, scan, stack, uniform
 
 
 class Tower(nnx.Module):
@@ -141,3 +141,69 @@ def test_no_deprecated_api():
         network = functional(lambda rngs: Tower(rngs=rngs))
         params = network.init(jax.random.key(0))
         network.apply(params, jnp.ones((4, 8)), dropout_key=jax.random.key(0))
+
+
+class DrawnNormal(nnx.Module):
+    def __init__(self):
+        self.wide, self.narrow = normal((200, 100), 3.0), normal((4, 5, 1000), 0.5)
+        self.uniform = uniform((20_000,), 1.0)
+
+    def __call__(self):
+        return self.wide[...]
+
+
+def test_normal_parameters_are_drawn_by_init():
+    params = functional(lambda rngs: DrawnNormal()).init(jax.random.key(0))
+    for name, std in (("wide", 3.0), ("narrow", 0.5)):
+        value = np.asarray(params[name]).ravel() / std
+        # Quartiles of the standard normal distribution, within four standard errors.
+        edges = [-np.inf, -0.67449, 0, 0.67449, np.inf]
+        counts, _ = np.histogram(value, bins=edges)
+        np.testing.assert_allclose(counts, 5000, atol=4 * 3750**0.5)
+        np.testing.assert_allclose(value.std(), 1, rtol=0.03)
+    # No draw is another's, of the same kind or not.
+    draws = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(params)]
+    assert np.abs(np.corrcoef(draws) - np.eye(3)).max() < 0.04
+
+
+class Layer(nnx.Module):
+    def __init__(self):
+        self.kernel, self.bias = uniform((8, 8), 1.0), nnx.Param(jnp.ones(8))
+
+    def __call__(self, x, scale):
+        return jnp.tanh(scale * (x @ self.kernel[...]) + self.bias[...])
+
+
+class Stacked(nnx.Module):
+    def __init__(self, remat):
+        self.layers, self.remat = stack(Layer, 11), remat
+
+    def __call__(self, x, scale):
+        return scan(self.layers, x, scale, remat=self.remat)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_stack_is_its_layers_in_turn(remat):
+    network = functional(lambda rngs: Stacked(remat))
+    params = network.init(jax.random.key(0))
+    kernel, bias = params["layers"]["kernel"], params["layers"]["bias"]
+    assert (kernel.shape, bias.shape) == ((11, 8, 8), (11, 8))
+    assert len(np.unique(np.asarray(kernel).reshape(11, -1), axis=0)) == 11
+    np.testing.assert_array_equal(bias, 1)
+
+    def one_by_one(params, x, scale):
+        for i in range(11):
+            layer = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+            x = jnp.tanh(scale * (x @ layer["kernel"]) + layer["bias"])
+        return x.sum()
+
+    x = jax.random.normal(jax.random.key(1), (4, 8))
+    for function, other in (
+        (lambda *a: network.apply(*a).sum(), one_by_one),
+        (jax.grad(lambda *a: network.apply(*a).sum()), jax.grad(one_by_one)),
+    ):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+            function(params, x, 0.5),
+            other(params, x, 0.5),
+        )

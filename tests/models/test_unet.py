@@ -1,5 +1,7 @@
 import dataclasses
 import functools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,19 @@ ADM128 = dataclasses.replace(
 ADM256 = dataclasses.replace(
     ADM128, image_size=256, channel_mult=(1, 1, 2, 2, 4, 4), head_channels=64
 )
+IDDPM = dataclasses.replace(
+    DDPM,
+    out_channels=6,
+    num_res_blocks=3,
+    attention_resolutions=(16, 8),
+    num_heads=4,
+    conditioning="scale_shift",
+    resample="conv_symmetric",
+    time_embedding="adm",
+    norm_eps=1e-5,
+    init="torch",
+)
+IDDPM64 = dataclasses.replace(IDDPM, image_size=64, channel_mult=(1, 2, 3, 4))
 # Small relatives of both, quick to compile.
 SMALL = dataclasses.replace(
     DDPM,
@@ -94,6 +109,26 @@ def inputs(config):
     ids=["ddpm-cifar10", "adm-imagenet64", "adm-imagenet128", "adm-imagenet256"],
 )
 def test_parameter_counts_of_the_papers(config, count):
+    assert_count(config, count)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("iddpm-cifar10", IDDPM),
+        ("iddpm-imagenet64", IDDPM64),
+        (
+            "iddpm-imagenet64-class",
+            dataclasses.replace(IDDPM64, channels=192, num_classes=1000),
+        ),
+    ],
+)
+def test_parameter_counts_of_improved_diffusion(name, config):
+    counts = json.loads(pathlib.Path("tests/golden/models/counts.json").read_text())
+    assert_count(config, counts[name])
+
+
+def assert_count(config, count):
     params = abstract(config)
     assert count_parameters(params) == count
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -247,6 +282,12 @@ def test_condition_must_be_what_the_config_says():
         ({"num_res_blocks": 0}, "num_res_blocks=0: must be positive"),
         ({"num_classes": -1}, "num_classes=-1: must not be negative"),
         ({"channel_mult": ()}, "channel_mult"),
+        ({"context": "cros", "context_dim": 8}, "did you mean 'cross'"),
+        ({"context": "kv"}, "context_dim=0: context='kv'; 0 goes with 'none'"),
+        ({"context_dim": 8}, "context_dim=8: context='none'; 0 goes with 'none'"),
+        ({"transformer_depth": (1, 1, 1)}, r"transformer_depth=\(1, 1, 1\): .* the 2 levels"),
+        ({"transformer_depth": (0,)}, "must be positive: one number"),
+        ({"embedding_dim": -1}, "embedding_dim=-1: must not be negative"),
     ],
 )
 def test_what_cannot_be_is_named(fields, message):

@@ -26,6 +26,8 @@ def network(params, x, time, condition):
 
 def make_task(config):
     return types.SimpleNamespace(
+        init=lambda key: PARAMS,
+        split=lambda params: (params, {}),
         network=Network(init=lambda key: PARAMS, apply=network),
         schedule=diffusion.SCHEDULES["linear"](),
         parameterization=diffusion.PARAMETERIZATIONS["x0"](),
@@ -48,7 +50,7 @@ def make_config(classes=3, **sample):
 def fakes(monkeypatch):
     """A task of one parameter, and a checkpoint of step 70 that needs no files."""
 
-    def restore(directory, name, network, mesh, step):
+    def restore(directory, name, init, mesh, step, averages):
         assert (name, step) == ("default", -1)
         return PARAMS, 70
 

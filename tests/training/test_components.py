@@ -38,12 +38,22 @@ class Linear:
             raise ValueError(f"timesteps must be 1 or more, got {self.timesteps}")
 
 
+def zero_terminal(schedule: Linear, keep: float = 1.0):
+    return "zero_terminal", schedule, keep
+
+
+def mixture(parts: tuple):
+    return "mixture", parts
+
+
 REGISTRY = {
     "cosine": cosine,
     "respaced": respaced,
     "ddpm": ddpm,
     "anything": anything,
     "linear": Linear,
+    "zero_terminal": zero_terminal,
+    "mixture": mixture,
 }
 
 
@@ -75,6 +85,30 @@ def test_parse_reads_back_what_repr_writes(arguments):
     assert parse(f"name({call})") == ("name", arguments)
 
 
+def test_calls_inside_of_calls_are_of_the_same_registry():
+    built = build(REGISTRY, "zero_terminal(schedule=linear(timesteps=7), keep=0.5)", FIELD)
+    assert built == ("zero_terminal", Linear(7), 0.5)
+    parts = build(REGISTRY, "mixture(parts=(linear(timesteps=1), cosine(), 3))", FIELD)
+    assert parts == ("mixture", (Linear(1), ("cosine", 1000, 0.008), 3))
+
+
+@pytest.mark.parametrize(
+    ("string", "message"),
+    [
+        ("zero_terminal(schedule=liner(timesteps=7))", "no 'liner'; did you mean 'linear'"),
+        ("zero_terminal(schedule=linear(timestep=7))", "did you mean 'timesteps'"),
+        ("zero_terminal(schedule=linear())", r"write linear\(timesteps=\.\.\.\)"),
+        ("zero_terminal(schedule=linear(timesteps=0))", "timesteps must be 1 or more"),
+        ("zero_terminal(schedule='linear')", "schedule must be a call that gives a Linear"),
+        ("zero_terminal(schedule=linear(timesteps=7), keep=cosine())", "keep must be float"),
+        ("mixture(parts=(linear(timesteps='a'),))", "timesteps must be int, not 'a'"),
+    ],
+)
+def test_mistakes_inside_of_calls(string, message):
+    with pytest.raises(ConfigError, match=message):
+        build(REGISTRY, string, FIELD)
+
+
 @given(st.text(max_size=20))
 def test_parse_refuses_or_parses_any_text(string):
     try:
@@ -96,7 +130,8 @@ def test_parse_refuses_or_parses_any_text(string):
         ("a(b=1, b=2)", "does not read like"),
         ("cosine(4000)", r"cosine\(argument=value\)"),
         ("cosine(timesteps=n)", "n is not a plain value"),
-        ("cosine(timesteps=__import__('os'))", "is not a plain value"),
+        ("cosine(timesteps=__import__('os'))", "write each argument with its name"),
+        ("cosine(timesteps=os.getpid())", "does not read like"),
         ("cosine(timesteps={[]})", "is not a plain value"),
     ],
 )

@@ -19,6 +19,8 @@ from training.config import (
     validate,
 )
 
+POWER = ConfigDict({"short": "power(std=0.05)", "long": "power(std=0.1)"})
+
 
 def changed(**fields) -> ConfigDict:
     """The base config with changes; 'train__steps=5' is train.steps."""
@@ -134,7 +136,7 @@ def test_differences():
     [
         {"train__steps": 5},
         {"log__every": 5, "checkpoint__keep": 5, "profile": 5},
-        {"sample__solver": "ddim", "evaluate__metrics": ("fid",)},
+        {"sample__solver": "ddim", "evaluate__metrics": ("fid",), "convert__shards": 5},
         {"data__workers": 5, "data__prefetch": 5, "mesh__fsdp": 5},
     ],
 )
@@ -155,6 +157,11 @@ def test_other_changes_are_refused_with_both_values(change):
     assert "another --workdir" in str(caught.value)
 
 
+def test_steps_may_change_where_the_learning_rate_does_not_know_them():
+    fields = {"optimizer__decay": "inverse_sqrt", "optimizer__decay_steps": 7}
+    check_resumable(changed(train__steps=10, **fields), changed(train__steps=20, **fields))
+
+
 @pytest.mark.parametrize("decay", ["cosine", "linear"])
 def test_steps_are_fixed_where_the_learning_rate_decays_to_them(decay):
     old = changed(optimizer__decay=decay, train__steps=10)
@@ -171,6 +178,7 @@ def test_steps_are_fixed_where_the_learning_rate_decays_to_them(decay):
         {"train__steps": 0, "train__accumulate": 4},
         {"ema": ConfigDict(), "sample__ema": "params"},
         {"diffusion__loss": "hybrid", "diffusion__variance": "learned_range"},
+        {"ema": POWER, "sample__ema": "posthoc(std=0.15)"},
         {"mesh__data": 1, "mesh__fsdp": -1},
         {"checkpoint__every": 10, "checkpoint__keep_every": 100},
         {
@@ -208,10 +216,14 @@ def test_validate_takes_right_configs(fields):
         ({"train__steps": -1}, "config.train.steps = -1: must be 0 or more"),
         ({"data__channels": 2}, "config.data.channels = 2: must be 1 or 3"),
         ({"data__on_bad_image": "drop"}, "must be 'raise' or 'skip'"),
-        ({"optimizer__decay": "cos"}, "must be 'constant' or 'cosine' or 'linear'"),
+        ({"optimizer__decay": "cos"}, "must be 'constant' or 'cosine' or 'linear' or 'inv"),
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate = nan"),
         ({"sample__guidance": float("inf")}, "config.sample.guidance = inf"),
         ({"sample__clip": "dynamic"}, "config.sample.clip = 'dynamic': must be 'none' or 'static'"),
+        ({"convert__shards": -1}, "config.convert.shards = -1: must be 0 or more"),
+        ({"convert__split": "a/b"}, "config.convert.split = 'a/b': must be a plain name"),
+        ({"convert__fields": "image"}, "config.convert.fields = 'image': must be a tuple"),
+        ({"convert__fields": (1,)}, "config.convert.fields = (1,): must be a tuple of str"),
         ({"checkpoint__every": 0}, "config.checkpoint.every = 0: must be 1 or more"),
         ({"mesh__fsdp": 0}, "config.mesh.fsdp = 0: must be -1 (the rest) or 1 or more"),
         ({"train__accumulate": 3}, "multiple of config.train.accumulate = 3"),
@@ -226,6 +238,11 @@ def test_validate_takes_right_configs(fields):
         ),
         ({"ema": ConfigDict({"a": 0.9}), "sample__ema": "a"}, "config.ema.a = 0.9: must be a str"),
         ({"sample__ema": "defualt"}, "config.sample.ema = 'defualt': did you mean 'default'?"),
+        ({"sample__ema": "posthoc"}, "did you mean 'posthoc(std=...)'?"),
+        ({"sample__ema": "posthoc(std=0.1)"}, "config.ema has none; train with two, 'power("),
+        ({"sample__ema": "posthoc(std=0.3)", "ema": POWER}, "std must be above 0 and at most"),
+        ({"sample__ema": "posthoc(sdt=0.1)", "ema": POWER}, "no argument 'sdt'; did you mean"),
+        ({"sample__ema": "posthoc()", "ema": POWER}, "write posthoc(std=...)"),
         ({"mesh__fsdp": -1}, "-1 (the rest) can stand at one axis only"),
         ({"checkpoint__keep_every": 7}, "must be a multiple of config.checkpoint.every = 5000"),
         ({"sample__labels": "3"}, "config.sample.labels = '3': must be 'cycle'"),

@@ -2,15 +2,19 @@ import json
 import logging
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import diffusion
 from configs import digits
 from evaluation import job as evaluation
 from pipelines import sampling
+from tests.training.test_checkpoints import values
 from training import checkpoints, loop
+from training import run as runs
 from training.components import ConfigError
 from training.config import freeze, validate
 
@@ -125,3 +129,53 @@ def test_nan_stops_the_run_and_names_the_step_and_the_checkpoint(tmp_path, monke
     with pytest.raises(loop.TrainingFailed, match=r"from 4 on, 2 in a row.*last good.*step 3"):
         loop.train(frozen(config), str(tmp_path))
     assert checkpoints.steps(tmp_path / "checkpoints") == [3]
+
+
+def remembering(**train):
+    """A run whose task keeps the losses of each time, with averages for a reconstruction."""
+    config = make_config(**train)
+    config.data.workers = 0
+    config.diffusion.update(
+        schedule="cosine(timesteps=4)", time_sampler="loss_second_moment(history=2)"
+    )
+    config.optimizer.decay = "constant"
+    config.ema = ConfigDict({"short": "power(std=0.05)", "long": "power(std=0.1)"})
+    config.checkpoint.update(every=2, keep=1, keep_every=2)
+    # The preview has to do with the averages that it finds.
+    config.sample.update(ema="posthoc(std=0.07)", count=8, batch_size=8)
+    return config
+
+
+def state_of(config, workdir, step):
+    run = runs.build(frozen(config))
+    state, position = checkpoints.Checkpoints(workdir / "checkpoints").restore(
+        run.abstract_state, step
+    )
+    return values(state), position
+
+
+def test_stopped_and_resumed_with_a_task_state_and_sampled_post_hoc(tmp_path):
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    config = remembering()
+    loop.train(frozen(config), str(unbroken))
+    first = remembering()
+    first.train.steps = 4
+    loop.train(frozen(first), str(broken))
+    loop.train(frozen(config), str(broken))
+
+    expected, found = (state_of(config, path, 6) for path in (unbroken, broken))
+    # Six batches of 8: each of the four times has its history, so the sampler does draw by it.
+    assert expected[0].task["seen"].sum() == 48
+    assert (expected[0].task["seen"] >= 2).all()
+    jax.tree.map(np.testing.assert_array_equal, expected, found)
+    metrics = [(path / "metrics.jsonl").read_bytes() for path in (unbroken, broken)]
+    assert metrics[0] == metrics[1]
+
+    sampling.sample(frozen(config), str(unbroken))
+    (out,) = (unbroken / "samples").iterdir()
+    assert "posthoc_std_0.07" in out.name
+    info = json.loads((out / "info.json").read_text())
+    assert (info["checkpoint"], info["snapshots"]) == (6, [2, 4, 6])
+    config.sample.checkpoint = 2
+    with pytest.raises(ConfigError, match=r"posthoc.*up to 2, and .* has 1; .*keep_every"):
+        sampling.sample(frozen(config), str(unbroken))

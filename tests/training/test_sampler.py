@@ -23,6 +23,7 @@ def make_task(apply, num_classes=3, null_label=3, learned_variance=False):
         image_shape=(4, 4, 1),
         num_classes=num_classes,
         null_label=null_label,
+        split=lambda params: (params, {}),
     )
 
 
@@ -85,7 +86,7 @@ def test_guidance_and_plan_change_without_a_new_program():
     other = build_sampler(make_config(guidance=3.0, grid="uniform", solver="ddpm"), task)
     program = jax.jit(two.draw)
     arguments = jax.random.key(0), np.arange(2), np.arange(2)
-    images = [program({"means": MEANS}, s.inputs, *arguments) for s in (two, three, other)]
+    images = [program({"means": MEANS}, s.inputs({}), *arguments) for s in (two, three, other)]
     assert program._cache_size() == 1
     assert not np.array_equal(images[0], images[1])
     np.testing.assert_array_equal(images[1], run(three, np.arange(2), np.arange(2)))

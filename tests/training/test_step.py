@@ -10,25 +10,36 @@ from tests.training.toy import ToyTask
 from training import ema, mesh, state, step
 
 
-def setup(task=None, accumulate=1, fsdp=1, devices=1, log_every=4, max_bad_steps=3, decay=0.9):
+def setup(
+    task=None,
+    accumulate=1,
+    fsdp=1,
+    devices=1,
+    log_every=4,
+    max_bad_steps=3,
+    decay=0.9,
+    optimizer=None,
+    sam_rho=0.0,
+):
     task = task or ToyTask()
-    optimizer = optax.adam(1e-2)
-    decays = {"slow": ema.constant(decay), "none": ema.constant(0.0)}
+    optimizer = optimizer or optax.adam(1e-2)
+    rates = {"slow": ema.constant(decay), "none": ema.constant(0.0)}
     device_mesh = mesh.make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
     spec = task.batch_spec(8)
     init = functools.partial(
-        state.initial_state, task, optimizer, tuple(decays), step.metric_names(task, spec), 0
+        state.initial_state, task, optimizer, tuple(rates), step.metric_names(task, spec), 0
     )
     _, make = state.sharded_init(init, device_mesh)
     train_step = step.make_train_step(
         task,
         optimizer,
         optax.constant_schedule(1e-2),
-        decays,
+        rates,
         device_mesh,
         accumulate=accumulate,
         log_every=log_every,
         max_bad_steps=max_bad_steps,
+        sam_rho=sam_rho,
     )
     return make(), jax.jit(train_step, donate_argnums=0), mesh.batch_sharding(device_mesh)
 
@@ -56,12 +67,12 @@ def test_step_is_adams_and_metrics_are_sums_of_the_window():
     losses = []
 
     def exact_loss(p, b):
-        return ToyTask(0.0).loss(p, b, jax.random.key(0))[0]
+        return ToyTask(0.0).loss(p, {}, b, jax.random.key(0))[0]
 
     for i in range(6):
         b = batch(i)
         loss, grads = jax.value_and_grad(
-            lambda p, b=b: ToyTask(0.0).loss(p, b, jax.random.key(0))[0]
+            lambda p, b=b: ToyTask(0.0).loss(p, {}, b, jax.random.key(0))[0]
         )(params)
         updates, moments = optimizer.update(grads, moments)
         params = optax.apply_updates(params, updates)

@@ -16,8 +16,11 @@ class ToyTask:
     def init(self, rng):
         return {"w": jax.random.normal(rng, (128, 128)), "b": jnp.zeros((3,))}
 
-    def loss(self, params, batch, rng):
+    def init_state(self):
+        return {}
+
+    def loss(self, params, state, batch, rng):
         x = batch["image"]
         noise = self.noise * jax.random.normal(rng, x.shape)
         error = (params["w"].mean() + params["b"].sum() - (x + noise)) ** 2
-        return error.mean(), {"mse": error.mean()}
+        return error.mean(), ({"mse": error.mean()}, state)

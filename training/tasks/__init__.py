@@ -18,8 +18,13 @@ class Task(Protocol):
     def init(self, rng: Key[Array, ""]) -> dict:
         """Fresh parameters."""
 
-    def loss(self, params, batch, rng) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Mean loss over the batch, and metrics to log."""
+    def init_state(self) -> dict:
+        """What the task keeps from step to step beside the parameters; empty where nothing."""
+
+    def loss(
+        self, params, state: dict, batch, rng
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], dict]]:
+        """(mean loss over the batch, (metrics to log, what to keep))."""
 
     def preview(self, params, rng) -> Float[Array, "count height width channels"]:
         """Images in [-1, 1] that show how far the training is."""

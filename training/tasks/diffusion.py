@@ -9,9 +9,13 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 import diffusion
+import input_pipeline
 import models
 from training import sampler
 from training.components import build, construct
+
+# Where parameters that the objective learns (of schedule and weight) stand beside the network's.
+OBJECTIVE = "objective"
 
 
 class DiffusionTask:
@@ -29,6 +33,7 @@ class DiffusionTask:
         self.config = config
         settings = config.diffusion
         self.image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
+        self.field = config.data.field
         self.num_classes = config.model.num_classes
         self.null_label = self.num_classes if config.model.null_class else None
         self.schedule = build(diffusion.SCHEDULES, settings.schedule, "config.diffusion.schedule")
@@ -47,7 +52,17 @@ class DiffusionTask:
             ),
             loss=settings.loss,
             variance=settings.variance,
+            uncertainty=diffusion.Uncertainty(settings.uncertainty_channels)
+            if settings.uncertainty_channels
+            else None,
         )
+        self.augment = None
+        if config.data.device_augmentation:
+            self.augment = build(
+                input_pipeline.DEVICE_AUGMENTATIONS,
+                config.data.device_augmentation,
+                "config.data.device_augmentation",
+            )
         model = config.model.to_dict()
         self.network = construct(
             models.MODELS,
@@ -61,15 +76,26 @@ class DiffusionTask:
         self._preview = None
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Images as uint8, and labels where the model is conditioned on them."""
-        spec = {"image": jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.uint8)}
+        """Images as uint8 (or latents), and labels where the model is conditioned on them."""
+        dtype = jnp.uint8 if self.field == "image" else jnp.float32
+        spec = {self.field: jax.ShapeDtypeStruct((batch_size, *self.image_shape), dtype)}
         if self.num_classes:
             spec["label"] = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
         return spec
 
     def init(self, rng: Key[Array, ""]) -> dict:
-        """Fresh parameters of the network."""
-        return self.network.init(rng)
+        """Fresh parameters: the network's, and under `OBJECTIVE` what the objective learns."""
+        learned = self.objective.init(jax.random.fold_in(rng, 1))
+        return self.network.init(rng) | ({OBJECTIVE: learned} if learned else {})
+
+    def init_state(self) -> dict:
+        """The time sampler's memory."""
+        return self.objective.init_state()
+
+    def split(self, params: Mapping) -> tuple[dict, dict]:
+        """(the network's parameters, what the objective learned)."""
+        weights = {name: value for name, value in params.items() if name != OBJECTIVE}
+        return weights, params.get(OBJECTIVE, {})
 
     def condition(self, batch: Mapping, rng: Key[Array, ""]) -> dict | None:
         """What the network is told of each image; labels are dropped at the configured rate."""
@@ -82,27 +108,36 @@ class DiffusionTask:
         return {"label": label}
 
     def loss(
-        self, params, batch: Mapping, rng: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        self, params, state: dict, batch: Mapping, rng: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], dict]]:
         """Mean of the objective over the batch."""
         noise_rng, label_rng, dropout_rng = jax.random.split(rng, 3)
+        weights, learned = self.split(params)
 
         def network(x, time, condition):
-            return self.network.apply(params, x, time, condition, dropout_key=dropout_rng)
+            return self.network.apply(weights, x, time, condition, dropout_key=dropout_rng)
 
-        loss, metrics = self.objective(
-            network,
-            diffusion.to_model(batch["image"]),
-            self.condition(batch, label_rng),
-            noise_rng,
-        )
-        return loss.mean(), {name: value.mean() for name, value in metrics.items()}
+        if self.field == "image":
+            images = diffusion.to_model(batch["image"])
+        else:
+            images = self.config.data.scale * batch[self.field]
+        condition = self.condition(batch, label_rng)
+        if self.augment is not None:
+            images, labels = self.augment(images, jax.random.fold_in(rng, 3))
+            condition = (condition or {}) | {"augment": labels}
+        result = self.objective(network, images, condition, noise_rng, learned, state)
+        metrics = {name: value.mean() for name, value in result.metrics.items()}
+        return result.loss.mean(), (metrics, result.state)
 
     def preview(self, params, rng: Key[Array, ""]) -> Float[Array, "count height width channels"]:
-        """Samples by the configured sampler."""
+        """Samples by the configured sampler; of latents their first channels, about in [-1, 1]."""
         count = self.config.log.preview_count
         if self._preview is None:
             self._preview = sampler.build_sampler(self.config, self)
         indices = np.arange(count, dtype=np.int32)
         labels = sampler.sample_labels(self.config.sample.labels, self.num_classes, indices)
-        return self._preview(params, rng, indices, labels)
+        pictures = self._preview(params, rng, indices, labels)
+        if self.field == "image":
+            return pictures
+        # Latents of unit variance: three standard deviations to full contrast.
+        return pictures[..., : 3 if pictures.shape[-1] >= 3 else 1] / 3.0

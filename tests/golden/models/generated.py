@@ -25,5 +25,12 @@ def images(batch: int, channels: int, size: int) -> np.ndarray:
     return np.random.RandomState(0).standard_normal((batch, channels, size, size)).astype("float32")
 
 
+def normal(*shape: int) -> np.ndarray:
+    """Float32, standard normal: the tokens and vectors that a network is told."""
+    return np.random.RandomState(1).standard_normal(shape).astype("float32")
+
+
 TIMES = [0, 37, 999]
 LABELS = [0, 3, 9]
+# Which of five tokens each image may see.
+MASK = [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 0, 1, 0]]

@@ -59,6 +59,60 @@ def diffusers_ddpm() -> None:
     save("diffusers_ddpm", UNet2DModel(**config), config)
 
 
+def diffusers_cross() -> None:
+    """Stable Diffusion's blocks, one deeper than the others, told of a vector too."""
+    from diffusers import UNet2DConditionModel
+
+    config = {
+        "attention_head_dim": 4,
+        "block_out_channels": [32, 64],
+        "class_embed_type": "simple_projection",
+        "cross_attention_dim": 12,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "in_channels": 3,
+        "layers_per_block": 1,
+        "norm_num_groups": 16,
+        "out_channels": 3,
+        "projection_class_embeddings_input_dim": 6,
+        "sample_size": SIZE,
+        "transformer_layers_per_block": [2, 1],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    }
+    save("diffusers_cross", UNet2DConditionModel(**config), config, **told(vector=6))
+
+
+def diffusers_kv() -> None:
+    """The blocks of unCLIP's decoder (kakaobrain/karlo-v1-alpha), narrower and fewer."""
+    from diffusers import UNet2DConditionModel
+
+    config = {
+        "attention_head_dim": 16,
+        "block_out_channels": [32, 64],
+        "class_embed_type": "identity",
+        "cross_attention_dim": 12,
+        "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
+        "in_channels": 3,
+        "layers_per_block": 1,
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "norm_num_groups": 16,
+        "out_channels": 6,
+        "resnet_time_scale_shift": "scale_shift",
+        "sample_size": SIZE,
+        "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
+    }
+    save("diffusers_kv", UNet2DConditionModel(**config), config, **told(vector=4 * 32))
+
+
+def told(vector: int) -> dict[str, torch.Tensor]:
+    """What a UNet2DConditionModel is told besides time."""
+    batch = len(generated.TIMES)
+    return {
+        "encoder_hidden_states": torch.tensor(generated.normal(batch, 5, 12)),
+        "encoder_attention_mask": torch.tensor(generated.MASK, dtype=torch.bool),
+        "class_labels": torch.tensor(generated.normal(batch, vector)),
+    }
+
+
 def guided_diffusion() -> None:
     """ADM: scale-shift, resampling in residual blocks, channels per head, labels, learned sigma."""
     from guided_diffusion.unet import UNetModel
@@ -100,5 +154,7 @@ def improved_diffusion() -> None:
 if __name__ == "__main__":
     sys.path += sys.argv[1:3]
     diffusers_ddpm()
+    diffusers_cross()
+    diffusers_kv()
     guided_diffusion()
     improved_diffusion()

@@ -1,3 +1,4 @@
+import json
 import pickle
 import shutil
 
@@ -39,6 +40,45 @@ def test_archives_hold_the_same_as_the_directory(photos, kind, split):
     assert examples(archive) == examples(directory)
     assert archive.fingerprint == directory.fingerprint
     assert archive.class_names == directory.class_names
+
+
+def test_captions_file_by_either_name_and_key(photos):
+    expected = examples(folder(str(photos), split="test"))
+    rows = map(json.loads, (photos / "test/metadata.jsonl").read_text().splitlines())
+    lines = [json.dumps({"file_name": r["file_name"], "text": r["caption"]}) for r in rows]
+    (photos / "test/captions.jsonl").write_text("\n\n".join(lines))
+    with pytest.raises(ValueError, match=r"in test/metadata\.jsonl and in test/captions\.jsonl"):
+        folder(str(photos), split="test")
+    (photos / "test/metadata.jsonl").unlink()
+    assert examples(folder(str(photos), split="test")) == expected
+
+
+def shards(photos, tmp_path):
+    """The train split in one tar for each class; captions beside the images."""
+    for kind in ("cat", "dog"):
+        part = tmp_path / kind / "train"
+        part.mkdir(parents=True)
+        shutil.copytree(photos / "train" / kind, part / kind)
+        shutil.make_archive(str(tmp_path / f"shards/{kind}"), "tar", part.parent)
+    return tmp_path / "shards"
+
+
+def test_shards_are_read_as_one(photos, tmp_path):
+    directory = folder(str(photos), split="train")
+    path = str(shards(photos, tmp_path) / "*.tar")
+    source = pickle.loads(pickle.dumps(folder(path, split="train")))
+    assert source.fields == ("image", "label", "caption")
+    assert examples(source) == examples(directory)
+    assert source.fingerprint == directory.fingerprint
+
+
+def test_errors_of_shards(photos, tmp_path):
+    path = shards(photos, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no file matches .*/\*\.zip"):
+        folder(str(path / "*.zip"))
+    shutil.copy(path / "cat.tar", path / "copy.tar")
+    with pytest.raises(ValueError, match=r"train/cat/00\.\w+ is in .*cat\.tar and in .*copy\.tar"):
+        folder(str(path / "*.tar"))
 
 
 def test_captions_are_read_only_when_asked_for(photos):
@@ -108,6 +148,9 @@ def test_image_beside_the_classes_is_named(photos):
 
 
 def test_faulty_metadata_is_named(photos):
+    (photos / "test/metadata.jsonl").write_text('{"file_name"')
+    with pytest.raises(ValueError, match=r"line 1 of test/metadata\.jsonl is not JSON"):
+        folder(str(photos), split="test")
     (photos / "test/metadata.jsonl").write_text('{"file_name": "cat/00.png", "words": "a cat"}')
     with pytest.raises(ValueError, match=r"line 1 of test/metadata\.jsonl needs 'file_name'"):
         folder(str(photos), split="test")
