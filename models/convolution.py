@@ -88,7 +88,9 @@ def _parts(array, largest: int, channels: int):
     batch, height, width, _ = array.shape
     # A loop over a batch that lies on several devices would move it between them.
     most = largest // (height * width * channels) if jax.device_count() == 1 else batch
-    count = next(n for n in range(1, batch + 1) if batch % n == 0 and (batch // n <= most or n == batch))
+    count = next(
+        n for n in range(1, batch + 1) if batch % n == 0 and (batch // n <= most or n == batch)
+    )
     return array.reshape(count, -1, *array.shape[1:])
 
 
