@@ -84,17 +84,18 @@ def measure(
     labels = sample_labels(config.sample.labels, task.num_classes, indices)
     rows = jax.device_put((indices, labels), batch_sharding(mesh))
     seed = jax.device_put(jax.random.key(config.sample.seed), replicated(mesh))
+    arguments = (params, sampler.inputs(params), seed, *rows)
 
     start = time.perf_counter()
     program = jax.jit(sampler.draw, out_shardings=batch_sharding(mesh))
-    lowered = program.lower(params, sampler.inputs, seed, *rows)
+    lowered = program.lower(*arguments)
     traced = time.perf_counter()
     draw = lowered.compile()
     compiled = time.perf_counter()
 
     def timed() -> float:
         before = time.perf_counter()
-        jax.block_until_ready(draw(params, sampler.inputs, seed, *rows))
+        jax.block_until_ready(draw(*arguments))
         return time.perf_counter() - before
 
     parameters = models.count_parameters(params)
@@ -102,7 +103,7 @@ def measure(
         seconds = peer.interleave({"ours": timed} | peers, draws, _WARM_UP)
     times = peer.percentiles(seconds["ours"], "draw_seconds")
     median = times["draw_seconds_median"]
-    work = flops.count_flops(sampler.draw, params, sampler.inputs, seed, *rows)
+    work = flops.count_flops(sampler.draw, *arguments)
     return {
         "parameters": parameters,
         "batch_size": count,
@@ -117,7 +118,9 @@ def measure(
         **times,
         "images_per_second": count / median,
         "network_calls_per_second": sampler.calls_per_image / median,
+        "flops_per_draw": work,
         "flops_per_second": work / median,
+        "mfu": flops.mfu(work, median, mesh.size, config.model.dtype, config.log.peak_flops),
         **flops.peak_memory(),
         "against": peer.compare(seconds["ours"], peers, seconds),
         "provenance": provenance(),

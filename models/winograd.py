@@ -8,6 +8,7 @@ channels. Stride 1, one pixel of zeros around, even height and width. All coeffi
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -20,26 +21,25 @@ Products = Float[Array, "4 4 channels channels_out"]
 
 def of_kernel(kernel: Kernel) -> Products:
     """The kernel's 16 matrices."""
-
-    def transform(k):
-        ends, middle = 0.5 * (k[0] + k[2]), 0.5 * k[1]
-        return k[0], ends + middle, ends - middle, k[2]
-
-    return _both(transform, kernel)
+    transform = jnp.asarray(_KERNEL, kernel.dtype)
+    matrices = transform @ kernel.reshape(9, -1)
+    return matrices.reshape(4, 4, *kernel.shape[2:])
 
 
 def convolve(x: Image, matrices: Products) -> ImageOut:
     """The convolution, given `of_kernel(kernel)`."""
-    batch, height, width, _ = x.shape
     y = jnp.einsum("ijtc,ijcd->ijtd", _of_input(x), matrices)
-    y = y.reshape(4, 4, batch, height // 2, width // 2, -1)
+    return _to_output(y, x.shape)
 
-    def transform(y):
-        return y[0] + y[1] + y[2], y[1] - y[2] - y[3]
 
-    y = jnp.stack([jnp.stack(transform(row), axis=3) for row in transform(y)], axis=2)
-    # Without barriers XLA repeats these sums in every reader of the result.
-    return lax.optimization_barrier(y.reshape(batch, height, width, -1))
+def transposed(g: ImageOut, matrices: Products) -> Image:
+    """The gradient of the input from g, that of the value, given `of_kernel(kernel)`.
+
+    It is the convolution of g with the kernel turned around, whose matrices are the same with the
+    first and the last exchanged; here it is the tiles that are in this order.
+    """
+    x = jnp.einsum("ijtd,ijcd->ijtc", _of_input(g, turned=True), matrices)
+    return _to_output(x, g.shape, turned=True)
 
 
 def kernel_products(x: Image, g: ImageOut) -> Products:
@@ -49,28 +49,40 @@ def kernel_products(x: Image, g: ImageOut) -> Products:
 
 def to_kernel(products: Products) -> Kernel:
     """The gradient of the kernel, from the sum of all `kernel_products`."""
-
-    def transform(p):
-        total, difference = 0.5 * (p[1] + p[2]), 0.5 * (p[1] - p[2])
-        return p[0] + total, difference, total + p[3]
-
-    return _both(transform, products)
+    transform = jnp.asarray(_KERNEL.T, products.dtype)
+    kernel = transform @ products.reshape(16, -1)
+    return kernel.reshape(3, 3, *products.shape[2:])
 
 
-def _both(transform, x):
-    """`transform` along the first two axes, which are rows and columns."""
-    return jnp.stack([jnp.stack(transform(row)) for row in transform(x)])
+# One axis of a kernel to four numbers, and both axes.
+_AXIS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+_KERNEL = np.kron(_AXIS, _AXIS)
 
 
-def _of_input(x: Image) -> Tiles:
+def _of_input(x: Image, turned: bool = False) -> Tiles:
     def transform(x, axis):
         last = x.shape[axis] - 3
         d = [lax.slice_in_dim(x, i, i + last, stride=2, axis=axis) for i in range(4)]
-        return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
+        first, last = d[0] - d[2], d[1] - d[3]
+        middle = d[1] + d[2], d[2] - d[1]
+        return (last, *middle, first) if turned else (first, *middle, last)
 
     x = jnp.pad(lax.optimization_barrier(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = lax.optimization_barrier(jnp.stack(transform(x, 1)))
     return jnp.stack(transform(rows, 3), axis=1).reshape(4, 4, -1, x.shape[-1])
+
+
+def _to_output(y: Tiles, shape: tuple[int, ...], turned: bool = False) -> ImageOut:
+    batch, height, width, _ = shape
+    y = y.reshape(4, 4, batch, height // 2, width // 2, -1)
+
+    def transform(y):
+        first, last = (y[3], y[0]) if turned else (y[0], y[3])
+        return first + y[1] + y[2], y[1] - y[2] - last
+
+    y = jnp.stack([jnp.stack(transform(row), axis=3) for row in transform(y)], axis=2)
+    # Without barriers XLA repeats these sums in every reader of the result.
+    return lax.optimization_barrier(y.reshape(batch, height, width, -1))
 
 
 def _of_output(g: ImageOut) -> Tiles:
