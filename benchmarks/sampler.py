@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         validate(config)
         components.check(config)
         config = freeze(config)
+        allocator.keep_freed_memory()
         jobs = {mode: diffusers_job.sample_job(config, mode) for mode in peer.modes(flags)}
         result = measure(config, flags.draws, jobs, flags.peer_python)
     except (ConfigError, peer.PeerError) as error:
@@ -69,7 +70,6 @@ def measure(
 
     jobs, python: of the peers to time in turn with it, by name; see `peer.against`.
     """
-    allocator.keep_freed_memory()
     task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
     sampler = build_sampler(config, task)
     mesh = make_mesh(**config.mesh)

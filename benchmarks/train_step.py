@@ -50,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         validate(config)
         components.check(config)
         config = freeze(config)
+        allocator.keep_freed_memory()
         jobs = {mode: diffusers_job.train_job(config, mode) for mode in peer.modes(flags)}
         result = measure(config, flags.steps, jobs, flags.peer_python)
     except (ConfigError, peer.PeerError) as error:
@@ -67,7 +68,6 @@ def measure(
 
     jobs, python: of the peers to time in turn with it, by name; see `peer.against`.
     """
-    allocator.keep_freed_memory()
     start = time.perf_counter()
     built = run.build(config)
     lowered = built.train_step.lower(built.abstract_state, built.batch_spec)
