@@ -16,6 +16,12 @@ from training.tasks.diffusion import DiffusionTask
 STANDIN = Path(__file__).with_name("standin.py")
 
 
+@pytest.fixture(autouse=True)
+def allocator_as_it_was(monkeypatch):
+    """What it sets would stay for all tests of this process."""
+    monkeypatch.setattr(sampler.allocator, "keep_freed_memory", lambda: None)
+
+
 def tiny():
     config = digits.get_config("smoke")
     config.model.update(channels=32, channel_mult=(1,), attention_resolutions=())

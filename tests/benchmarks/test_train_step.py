@@ -16,6 +16,12 @@ from training.mesh import batch_sharding, make_mesh, replicated
 STANDIN = Path(__file__).with_name("standin.py")
 
 
+@pytest.fixture(autouse=True)
+def allocator_as_it_was(monkeypatch):
+    """What it sets would stay for all tests of this process."""
+    monkeypatch.setattr(train_step.allocator, "keep_freed_memory", lambda: None)
+
+
 @pytest.fixture
 def fake(monkeypatch):
     """A run whose step is two products, and a third where blocks are recomputed."""
