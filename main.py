@@ -92,6 +92,9 @@ def main(config: FrozenConfigDict) -> None:
     logging.set_verbosity(logging.WARNING)
     std_logging.getLogger("training").setLevel(std_logging.INFO)
     components.check(config)
+    if FLAGS.mode in ("train", "sample"):
+        # For their large programs; the other modes compute little.
+        importlib.import_module("training.allocator").keep_freed_memory()
     module, function = MODES[FLAGS.mode].split(":")
     getattr(importlib.import_module(module), function)(config, FLAGS.workdir)
 

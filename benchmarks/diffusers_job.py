@@ -107,6 +107,8 @@ def unet2d(config: Any) -> dict[str, Any]:
         "flip_sin_to_cos": model.time_embedding == "adm",
         "freq_shift": 0 if model.time_embedding == "adm" else 1,
         "norm_num_groups": model.norm_groups,
+        # With scale and shift the middle block's attention has no norm unless it is asked for.
+        "attn_norm_num_groups": model.norm_groups,
         "norm_eps": model.norm_eps,
         "num_class_embeds": model.num_classes + model.null_class or None,
     }

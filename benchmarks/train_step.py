@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 import models
 from benchmarks import diffusers_job, peer
-from training import command_line, components, flops, run
+from training import allocator, command_line, components, flops, run
 from training.components import ConfigError
 from training.config import freeze, validate
 from training.files import atomic_write
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         validate(config)
         components.check(config)
         config = freeze(config)
+        allocator.keep_freed_memory()
         jobs = {mode: diffusers_job.train_job(config, mode) for mode in peer.modes(flags)}
         result = measure(config, flags.steps, jobs, flags.peer_python)
     except (ConfigError, peer.PeerError) as error:

@@ -1,12 +1,18 @@
-"""3x3 convolution without the two cases in which XLA is slow on a CPU.
+"""3x3 convolution without the cases in which XLA is slow on a CPU.
 
-1. Gradient of the kernel: XLA's takes the whole feature map as the window. Three matrix products
-   over shifted maps take about half the time. On CPUs only; accelerators run XLA's own convolution.
-2. Maps smaller than the window: XLA swaps map and window and loses a factor of ten. A product with
+1. Wide layers: Winograd's algorithm takes half to two thirds of the time, for the value and for
+   both gradients. On CPUs only.
+2. Gradient of the kernel of other layers: XLA's takes the whole feature map as the window. Three
+   matrix products over shifted maps take about half the time. On CPUs only.
+3. Maps smaller than the window: XLA swaps map and window and loses a factor of ten. A product with
    the gathered neighbourhoods is used on every platform; so small a map costs nothing anywhere.
 
-The first is a JAX primitive and no `custom_vjp`: forward mode, second derivatives and vmap work.
+The convolution and its two gradients are JAX primitives and no `custom_vjp`: they are bilinear and
+the gradients of each are the other two, so forward mode, higher derivatives and vmap work. Which
+algorithm it is is decided when a program is lowered for its devices; under vmap it is XLA's.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +22,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from models import winograd
 from models.layers import parameters
 
 Image = Float[Array, "batch height width channels"]
@@ -57,7 +64,7 @@ def convolve(x: Image, kernel: Kernel) -> Float[Array, "batch height width chann
     """Stride 1, one pixel of zeros around."""
     height, width, channels = x.shape[1:]
     if height * width >= 9:
-        return (_convolve_p.bind if jax.default_backend() == "cpu" else general)(x, kernel)
+        return _value_p.bind(x, kernel)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifts = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
     return jnp.concatenate(shifts, axis=-1) @ kernel.reshape(9 * channels, -1)
@@ -71,27 +78,139 @@ def general(x, kernel, stride=1, padding=(1, 1)):
     )
 
 
-def _transpose_x(g, x, kernel):
-    return jax.linear_transpose(lambda x: general(x, kernel), x.aval)(g)[0]
+def _general_transposed(g, kernel):
+    """XLA's own gradient of the input."""
+    x = jax.ShapeDtypeStruct((*g.shape[:-1], kernel.shape[2]), g.dtype)
+    return jax.linear_transpose(lambda x: general(x, kernel), x)(g)[0]
 
 
-def _transpose_kernel(g, x, _):
+def _general_kernel(x, g):
+    """XLA's own gradient of the kernel."""
+    kernel = jax.ShapeDtypeStruct((3, 3, x.shape[-1], g.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda kernel: general(x, kernel), kernel)(g)[0]
+
+
+def _wide(x, channels_out: int) -> bool:
+    """Whether Winograd's algorithm pays. Not by the batch: an image is the same in any of them."""
+    height, width, channels = x.shape[1:]
+    even = height % 2 == width % 2 == 0
+    wide = min(height, width) >= 8 and min(channels, channels_out) >= 128
+    return even and wide and x.dtype == jnp.float32
+
+
+def _parts(array, most: int):
+    """The batch cut into equal parts of at most `most` images, or of one."""
+    batch = len(array)
+    count = next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= max(most, 1))
+    return array.reshape(count, batch // count, *array.shape[1:])
+
+
+def _images(array, channels: int, largest: int) -> int:
+    """How many images have `largest` numbers at this number of channels."""
+    return largest // (array.shape[1] * array.shape[2] * channels)
+
+
+def _winograd(one):
+    """A value on CPUs by `one` of the functions of `winograd`, part by part of the batch."""
+
+    def value(x, kernel):
+        matrices = winograd.of_kernel(kernel)
+        # The 16 matrices of a part stay in the cache.
+        parts = _parts(x, _images(x, max(kernel.shape[2:]), 2**18))
+        y = lax.map(lambda part: one(part, matrices), parts)
+        return y.reshape(*x.shape[:-1], -1)
+
+    return value
+
+
+def _cpu_value(x, kernel):
+    wide = _wide(x, kernel.shape[3])
+    return (_winograd(winograd.convolve) if wide else general)(x, kernel)
+
+
+def _cpu_transposed(g, kernel):
+    wide = _wide(g, kernel.shape[2])
+    return (_winograd(winograd.transposed) if wide else _general_transposed)(g, kernel)
+
+
+def _cpu_kernel(x, g):
+    wide, channels = _wide(x, g.shape[-1]), max(x.shape[-1], g.shape[-1])
+    one = winograd.kernel_products if wide else _row_products
+    most = _images(x, channels, 2**18 if wide else 2**17)
+    x, g = _parts(x, most), _parts(g, most)
+    if len(x) == 1:
+        total = one(x[0], g[0])
+    else:
+        zeros = jnp.zeros(jax.eval_shape(one, x[0], g[0]).shape, jnp.float32)
+        total, _ = lax.scan(lambda total, part: (total + one(*part), None), zeros, (x, g))
+    return (winograd.to_kernel(total) if wide else total).astype(x.dtype)
+
+
+def _cpus_kernel(x, g):
+    return _row_products(x, g).astype(x.dtype)
+
+
+def _row_products(x, g):
     """For each row of the window one product: x shifted up or down times g shifted sideways."""
     height, width, channels = x.shape[1:]
     x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
     g = jnp.pad(g, ((0, 0), (0, 0), (1, 1), (0, 0)))
     columns = jnp.concatenate([g[:, :, 2 - j : 2 - j + width] for j in range(3)], axis=-1)
-    rows = [jnp.einsum("bhwc,bhwd->cd", x[:, i : i + height], columns) for i in range(3)]
+    product = functools.partial(jnp.einsum, "bhwc,bhwd->cd", preferred_element_type=jnp.float32)
+    rows = [product(x[:, i : i + height], columns) for i in range(3)]
     return jnp.stack(rows).reshape(3, channels, 3, -1).swapaxes(1, 2)
 
 
-def _batch(arguments, axes):
-    return jax.vmap(general, in_axes=axes)(*arguments), 0
+# What each primitive stands for, in XLA's own terms.
+PLAIN = {
+    "conv3x3": general,
+    "conv3x3_transposed": _general_transposed,
+    "conv3x3_kernel": _general_kernel,
+}
 
 
-_convolve_p = Primitive("conv3x3")
-_convolve_p.def_impl(jax.jit(_convolve_p.bind))
-_convolve_p.def_abstract_eval(lambda x, kernel: x.update(shape=(*x.shape[:-1], kernel.shape[-1])))
-mlir.register_lowering(_convolve_p, mlir.lower_fun(general, multiple_results=False))
-ad.defbilinear(_convolve_p, _transpose_x, _transpose_kernel)
-batching.primitive_batchers[_convolve_p] = _batch
+def _bilinear(name: str, cpu, cpus, shape) -> Primitive:
+    """A primitive: `cpu` on one CPU device, `cpus` on several, elsewhere plain XLA."""
+    primitive, plain = Primitive(name), PLAIN[name]
+    primitive.def_impl(jax.jit(primitive.bind))
+    primitive.def_abstract_eval(lambda a, b: a.update(shape=shape(a.shape, b.shape)))
+
+    def lower(ctx, *args):
+        # A loop over a batch that lies on several devices would move it between them.
+        devices = getattr(ctx.module_context.axis_context, "num_devices", 1)
+        function = cpu if devices == 1 else cpus
+        return mlir.lower_fun(function, multiple_results=False)(ctx, *args)
+
+    mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
+    mlir.register_lowering(primitive, lower, platform="cpu")
+    batching.primitive_batchers[primitive] = lambda arguments, axes: (
+        jax.vmap(plain, in_axes=axes)(*arguments),
+        0,
+    )
+    return primitive
+
+
+_value_p = _bilinear("conv3x3", _cpu_value, general, lambda x, k: (*x[:-1], k[3]))
+_transposed_p = _bilinear(
+    "conv3x3_transposed", _cpu_transposed, _general_transposed, lambda g, k: (*g[:-1], k[2])
+)
+_kernel_p = _bilinear(
+    "conv3x3_kernel", _cpu_kernel, _cpus_kernel, lambda x, g: (3, 3, x[-1], g[-1])
+)
+# One trilinear form of image x, kernel k and image g: whichever is left out, the gradient of the
+# form there is a primitive of the other two.
+ad.defbilinear(
+    _value_p,
+    lambda g, x, kernel: _transposed_p.bind(g, kernel),
+    lambda g, x, kernel: _kernel_p.bind(x, g),
+)
+ad.defbilinear(
+    _transposed_p,
+    lambda x, g, kernel: _value_p.bind(x, kernel),
+    lambda x, g, kernel: _kernel_p.bind(x, g),
+)
+ad.defbilinear(
+    _kernel_p,
+    lambda kernel, x, g: _transposed_p.bind(g, kernel),
+    lambda kernel, x, g: _value_p.bind(x, kernel),
+)

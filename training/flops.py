@@ -188,10 +188,11 @@ def _convolution(equation: JaxprEqn) -> int:
     return total
 
 
-def _convolve(equation: JaxprEqn) -> int:
-    """The CPU's 3x3 convolution, as the general one that it stands for."""
+def _convolution_3x3(equation: JaxprEqn) -> int:
+    """The convolution of `models.convolution` and its gradients, as XLA's that they stand for."""
+    plain = convolution.PLAIN[equation.primitive.name]
     avals = [variable.aval for variable in equation.invars]
-    return _of_jaxpr(jax.make_jaxpr(convolution.general)(*avals).jaxpr)
+    return _of_jaxpr(jax.make_jaxpr(plain)(*avals).jaxpr)
 
 
 def _attention(products: int) -> Callable[[JaxprEqn], int]:
@@ -208,7 +209,7 @@ def _attention(products: int) -> Callable[[JaxprEqn], int]:
 _PRIMITIVES: dict[str, Callable[[JaxprEqn], int]] = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
-    "conv3x3": _convolve,
+    **dict.fromkeys(convolution.PLAIN, _convolution_3x3),
     "dot_product_attention_fwd_wrapper": _attention(products=2),
     "dot_product_attention_bwd_wrapper": _attention(products=4),
 }

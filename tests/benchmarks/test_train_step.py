@@ -1,14 +1,25 @@
+import functools
 import json
+import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import train_step
+from benchmarks import peer, train_step
 from configs import base
 from training.mesh import batch_sharding, make_mesh, replicated
+
+STANDIN = Path(__file__).with_name("standin.py")
+
+
+@pytest.fixture(autouse=True)
+def allocator_as_it_was(monkeypatch):
+    """What it sets would stay for all tests of this process."""
+    monkeypatch.setattr(train_step.allocator, "keep_freed_memory", lambda: None)
 
 
 @pytest.fixture
@@ -85,10 +96,30 @@ def test_command_line_to_table_and_json(fake, tmp_path, capsys, monkeypatch):
     assert (result["batch_size"], result["steps"], result["mfu"]) == (16, 2, None)
 
 
+def test_ratio_to_a_peer(fake, monkeypatch):
+    monkeypatch.setattr(
+        train_step.peer, "against", functools.partial(peer.against, program=STANDIN)
+    )
+    config = base.get_config()
+    config.train.batch_size = 16
+    jobs = {"eager": {"parameters": 256, "seconds": 10.0}}
+    result = train_step.measure(config, 1, jobs, sys.executable)
+    against = result["against"]["eager"]
+    # The third of its steps: two are warm-up.
+    assert against["ratio_median"] == result["step_seconds_median"] / 30
+    assert "30000.00 ms, 3 MiB" in train_step.table({"config": "x", "overrides": []} | result)
+
+
 def test_mistakes_end_in_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
         train_step.main(["--config=configs/nothing.py"])
     assert "configs/nothing.py: no such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        train_step.main(
+            ["--config=configs/digits.py", "--against=diffusers", "--config.model.remat=True"]
+        )
+    message = "--against=diffusers: config.model.remat = True has no equal there, only False"
+    assert message in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         train_step.main(["--config=configs/digits.py", "--steps=0"])
 

@@ -92,15 +92,13 @@ def test_batch_sharded_over_devices():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_plain_xla_where_there_is_an_accelerator(monkeypatch):
+@pytest.mark.parametrize(("platform", "plain"), [("cpu", False), ("cuda", True), ("tpu", True)])
+def test_plain_xla_where_there_is_an_accelerator(platform, plain):
     x, kernel, loss = case()
-
-    def program():
-        return str(jax.make_jaxpr(jax.grad(loss(convolve), 1))(x, kernel))
-
-    assert "dot_general" in program()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert "dot_general" not in program()
+    traced = jax.jit(jax.grad(loss(convolve), (0, 1))).trace(x, kernel)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("dot_general" in program) != plain
+    assert program.count("stablehlo.convolution") == (3 if plain else 2)
 
 
 @pytest.mark.parametrize(
