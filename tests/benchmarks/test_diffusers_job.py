@@ -74,7 +74,7 @@ def test_network_is_that_of_the_config(module):
         (train_job, "diffusion.schedule", "rectified_flow"),
         (train_job, "optimizer.name", "muon"),
         (sample_job, "sample.solver", "heun"),
-        (sample_job, "sample.guidance", 2.0),
+        (sample_job, "sample.guidance", ("classifier_free(scale=2.0)",)),
         (sample_job, "sample.grid", "uniform"),
     ],
 )

@@ -16,6 +16,9 @@ from training.tasks.diffusion import DiffusionTask
 STANDIN = Path(__file__).with_name("standin.py")
 
 
+GUIDED = ("classifier_free(scale=2.0)",)
+
+
 @pytest.fixture(autouse=True)
 def allocator_as_it_was(monkeypatch):
     """What it sets would stay for all tests of this process."""
@@ -25,7 +28,7 @@ def allocator_as_it_was(monkeypatch):
 def tiny():
     config = digits.get_config("smoke")
     config.model.update(channels=32, channel_mult=(1,), attention_resolutions=())
-    config.sample.update(solver="ddim(eta=0.0)", steps=3, batch_size=8, guidance=2.0)
+    config.sample.update(solver="ddim(eta=0.0)", steps=3, batch_size=8, guidance=GUIDED)
     return config
 
 
@@ -61,7 +64,7 @@ def test_command_line_to_table_and_json(monkeypatch, tmp_path, capsys):
     sampler.main(
         [
             "--config=configs/digits.py:smoke",
-            "--config.sample.guidance=1.0",
+            "--config.sample.guidance=()",
             "--draws=1",
             f"--json={path}",
         ]
@@ -81,7 +84,7 @@ def test_command_line_to_table_and_json(monkeypatch, tmp_path, capsys):
             ["--against=diffusers", "--config.sample.grid=uniform"],
             "--against=diffusers: config.sample.grid = 'uniform' has no equal there",
         ),
-        (["--against=diffusers"], "config.sample.guidance = 2.0 has no equal there, only 1.0"),
+        (["--against=diffusers"], "has no equal there, only ()"),
         (["--against=diffusers", "--peer-modes=fast"], "--peer-modes=fast: allowed are"),
     ],
 )

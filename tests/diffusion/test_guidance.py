@@ -309,7 +309,7 @@ def test_classifier_shift_is_adms_shift_of_the_ancestral_mean():
 
     moved = step((shift,), (log_prob,)) - step((), ())
     gradient = jax.grad(lambda x: log_prob(x, row.now, condition["label"]).sum())(x)
-    beta = np.exp(plan.log_large[k])
+    beta = np.exp(plan.log_high[k])
     adm = 2.0 * beta * gradient
     np.testing.assert_allclose(moved, adm / np.sqrt(1.0 - beta), rtol=2e-3, atol=1e-6)
 
