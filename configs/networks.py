@@ -213,10 +213,10 @@ def unet_encoder() -> ConfigDict:
 def clip() -> ConfigDict:
     """Fields of CLIP (`models.clip.CLIPConfig`); the defaults are OpenAI's ViT-L/14 at 224 pixels.
 
-        size   patch  embedding  image width, depth, heads  text width, depth, heads
-        B/32      32        512              768, 12, 12               512, 12, 8
-        B/16      16        512              768, 12, 12               512, 12, 8
-        L/14      14        768             1024, 24, 16               768, 12, 12
+    size   patch  embedding  image width, depth, heads  text width, depth, heads
+    B/32      32        512              768, 12, 12               512, 12, 8
+    B/16      16        512              768, 12, 12               512, 12, 8
+    L/14      14        768             1024, 24, 16               768, 12, 12
     """
     return ConfigDict(
         {
