@@ -3,7 +3,8 @@
 A metric is made from literals and called as `metric(images, labels, config)` with uint8 images
 [count height width channels], int labels [count] or None, and the config of the run; it returns a
 dict of JSON values. One with `needs = "model"` is of the model itself: it is called as
-`metric(encoder)`, with the run's `training.encoder.Encoder`. A new one is one file and one line here.
+`metric(encoder)`, with the run's `training.encoder.Encoder`. A new one is one file and one line
+here.
 """
 
 from evaluation.class_accuracy import ClassAccuracy
