@@ -19,7 +19,7 @@ MAX_LOG_SCALE = math.log(100.0)
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig(Settings):
-    """What a CLIP is; from `embedding_dim` on the fields are those of `clip` in configs/networks.py.
+    """What a CLIP is; from `embedding_dim` on its fields are those of `clip` in configs/networks.
 
     out_channels is the width of the embeddings, embedding_dim, by the name that all networks share.
     Fields that cannot go together raise ValueError.

@@ -67,6 +67,7 @@ class Report:
         self._progress: Progress | None = None
 
     def __call__(self, done: int) -> None:
+        """So many examples are done."""
         now = time.perf_counter()
         if self._progress is None:  # what an earlier start did is not this one's speed
             self._progress = Progress(self._total, done, unit="example")
