@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model = networks.clip()
     config.model.update(
         embedding_dim=64,
-        patch_size=4,
+        patch_size=8,
         image_width=96,
         image_depth=3,
         image_heads=4,
@@ -39,9 +39,9 @@ def get_config(variant: str = "") -> ConfigDict:
         text_depth=2,
         text_heads=4,
     )
-    config.train.update(steps=1500, batch_size=128)
+    config.train.update(steps=800, batch_size=128)
     config.optimizer.name = "adamw(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1)"
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=100, decay="cosine")
+    config.optimizer.update(learning_rate=2e-3, warmup_steps=50, decay="cosine")
     config.ema.default = "constant(decay=0.99)"
     config.checkpoint.every = 500
     config.log.update(every=50, preview_every=500)

@@ -169,9 +169,9 @@ def clip_from_transformers(tensors: Mapping[str, np.ndarray], config: CLIPConfig
         # (out, channel, row, column) of a convolution to a dense layer over (row, column, channel).
         kernel = np.moveaxis(tensors[patches], 1, -1)
         tensors[patches] = kernel.reshape(len(kernel), -1)
-    for name in ("logit_scale", "logit_bias"):
+    for name, new in (("logit_scale", "logit_scale"), ("logit_bias", "bias")):
         if name in tensors:
-            tensors[f"similarity.{name}"] = tensors.pop(name).reshape(())
+            tensors[f"similarity.{new}"] = tensors.pop(name).reshape(())
     return fill(make_clip(config), tensors, names)
 
 

@@ -56,7 +56,7 @@ def test_text_tower_under_either_name(prefix):
     given |= {"text_projection.weight": np.zeros((20, 24), np.float32)} if prefix else {}
     given[f"{prefix}embeddings.position_ids"] = np.arange(7, dtype=np.float32)[None]
     params = reader.text_tower_from_transformers(given, config)
-    features, pooled = make_text_tower(config).apply(params, TOKENS)
+    features, pooled = jax.jit(make_text_tower(config).apply)(params, TOKENS)
     assert near(features, "text/text_features")
     assert near(pooled, "text/pooled")
 
