@@ -119,7 +119,7 @@ def test_the_fields_are_those_of_the_configs():
         ({"image_heads": 3}, "image_heads=3: must divide image_width=16"),
         ({"text_depth": 0}, "text_depth=0: must be positive"),
         ({"patch_size": 3}, "patch_size=3: must divide image_size=8"),
-        ({"activation": "gelu_quick"}, "did you mean 'quick_gelu'"),
+        ({"activation": "relu"}, "activation='relu': allowed are quick_gelu, gelu"),
         ({"end_token": 20}, "end_token=20"),
         ({"out_channels": 9}, "must be embedding_dim=8"),
         ({"attention": "cudnn"}, "bfloat16"),
