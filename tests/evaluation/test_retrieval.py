@@ -65,9 +65,6 @@ def by_caption(text):
     return one_hot(Scenes.captions.index(text))
 
 
-CALL = types.MethodType
-
-
 def measure(metric, encoder):
     """Without the check of types: the encoder is not one."""
     return type(metric).__call__.__wrapped__(metric, encoder)
