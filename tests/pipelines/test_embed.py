@@ -11,6 +11,8 @@ from evaluation import job
 from input_pipeline.sources.base import Source
 from input_pipeline.sources.records import records
 from pipelines.embed import embed
+from pipelines.likelihood import likelihood
+from pipelines.sampling import sample
 from training import encoder, loop
 from training.components import ConfigError
 from training.config import freeze
@@ -149,6 +151,14 @@ def test_metrics_of_the_model_need_no_samples_and_are_kept(run, capsys):
     job.evaluate(config, run)
     assert capsys.readouterr().out == first
     assert len(paths[0].read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("mode", [sample, likelihood])
+def test_an_encoder_has_no_samples_and_no_likelihood(run, mode):
+    with pytest.raises(
+        ConfigError, match=r"config\.task = 'clip': .*take --mode=evaluate or embed"
+    ):
+        mode(make_config(), str(run))
 
 
 def test_a_run_of_another_task_is_no_encoder(run, tmp_path):
