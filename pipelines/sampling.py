@@ -64,7 +64,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
         )
     if parse(config.task).name == "clip":
         raise ConfigError(
-            f"config.task = {config.task!r}: an encoder has no samples; take --mode=evaluate or embed"
+            f"config.task = {config.task!r}: has no samples; take --mode=evaluate or embed"
         )
     task = tasks.make_task(config)
     mesh = make_mesh(**config.mesh)

@@ -89,9 +89,8 @@ def test_images_of_one_caption_are_right_alike(scenes):
     assert scenes == ["test"]
     # One image at the place of another caption.
     own[1] = 2
-    got = measure(
-        Retrieval(count=0, ks=(1, 6)), Fake(np.stack([one_hot(k) for k in own]), by_caption)
-    )
+    encoder = Fake(np.stack([one_hot(k) for k in own]), by_caption)
+    got = Retrieval(count=0, ks=(1, 6))(encoder)
     assert got["image_to_text"] == {"R@1": 7 / 8, "R@6": 1.0}
     # The captions "a blue square" (nothing is near) and "a green star" (shares its place).
     assert got["text_to_image"]["R@1"] == pytest.approx(4 / 6)
