@@ -47,7 +47,7 @@ def likelihood(config: Any, directory: str | os.PathLike[str]) -> None:
     """
     workdir, settings = Workdir(directory), config.likelihood
     check_trained(workdir, config)
-    if parse(config.task).name == "clip":
+    if components.parse(config.task).name == "clip":
         raise ConfigError(
             f"config.task = {config.task!r}: has no likelihood; take --mode=evaluate or embed"
         )
