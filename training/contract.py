@@ -15,6 +15,7 @@ from training.components import ConfigError
 from training.files import atomic_write
 
 FILE = "contract.json"
+Embeddings = Float[Array | np.ndarray, "*batch embedding"]
 # Fields of config.model that change how a network is computed, not what it is.
 _COMPUTATION = ("attention", "remat", "dtype")
 
@@ -48,13 +49,13 @@ class EmbeddingContract:
                     f"{self.dimension}"
                 )
 
-    def to_prior(self, z: Float[Array, "*batch embedding"]) -> Float[Array, "*batch embedding"]:
+    def to_prior(self, z: Embeddings) -> Embeddings:
         """What a prior models: scale * z of normalized embeddings, else standardized ones, too."""
         if not self.normalized:
             z = (z - np.float32(self.mean)) / np.float32(self.std)
         return z * np.float32(self.scale)
 
-    def from_prior(self, x: Float[Array, "*batch embedding"]) -> Float[Array, "*batch embedding"]:
+    def from_prior(self, x: Embeddings) -> Embeddings:
         """The inverse of `to_prior`."""
         z = x / np.float32(self.scale)
         return z if self.normalized else z * np.float32(self.std) + np.float32(self.mean)
