@@ -1,4 +1,4 @@
-"""Trains, samples and evaluates diffusion models, and converts their data.
+"""Trains, samples and evaluates diffusion models and CLIP, and converts their data.
 
     python main.py --config=configs/digits.py --workdir=runs/digits
     python main.py --config=configs/digits.py:smoke --workdir=runs/smoke --config.train.steps=5
@@ -6,6 +6,7 @@
     python main.py --mode=evaluate --workdir=runs/digits
     python main.py --mode=likelihood --workdir=runs/digits
     python main.py --mode=convert --config=configs/cifar10_ddpm.py --workdir=data/cifar10
+    python main.py --mode=embed --workdir=runs/shapes_clip
     python main.py --mode=inspect --config=configs/digits.py --workdir=runs/digits
 
 Any field of configs/base.py can be set by --config.field=value.
@@ -35,6 +36,7 @@ MODES = {
     "evaluate": "evaluation.job:evaluate",
     "likelihood": "pipelines.likelihood:likelihood",
     "convert": "pipelines.convert:convert",
+    "embed": "pipelines.embed:embed",
     "inspect": "pipelines.inspect:inspect",
 }
 

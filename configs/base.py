@@ -81,6 +81,13 @@ def get_config(variant: str = "") -> ConfigDict:
     # The same on the device, with labels that the network is told (model.augment_dim), of
     # `input_pipeline.DEVICE_AUGMENTATIONS`: 'edm(probability=0.12)'; '': none.
     data.device_augmentation = ""
+    # How captions become token ids, for tasks that ask for them: a line of
+    # `input_pipeline.TOKENIZERS`. 'bpe(vocab_size=512)' is trained on the captions of data.source
+    # when the run starts, 'file(path=...)' is a published one; '': none. It is stored in the work
+    # directory as tokenizer.json.
+    data.tokenizer = ""
+    # Token ids of a caption, start and end included; a longer one is cut.
+    data.context = 77
     # Worker processes of each host; 0 reads in the training process.
     data.workers = 0
     # Batches prepared ahead on the device.
@@ -210,8 +217,22 @@ def get_config(variant: str = "") -> ConfigDict:
     # Which fields are kept, as ('image', 'caption'); (): all that the source has.
     convert.fields = ()
 
+    # `--mode=embed` writes data.source as records with the embeddings of the run, a CLIP.
+    config.embed = embed = ConfigDict()
+    # What is embedded: a line of `input_pipeline.SOURCES`; '': data.source.
+    embed.source = ""
+    # What the examples are called: records(path='<workdir>/embeddings', split=...).
+    embed.split = "train"
+    # Side in pixels of the images that are written; 0: data.image_size, at which CLIP sees them.
+    embed.image_size = 0
+    # The features of each token of the caption, too (context x width numbers an example).
+    embed.text_features = False
+    # Images of data.source over which the contract's mean and standard deviation are taken.
+    embed.statistics = 10_000
+
     config.evaluate = evaluate = ConfigDict()
-    # Lines of `evaluation.METRICS`, each run over the samples of the work directory.
+    # Lines of `evaluation.METRICS`, each run over the samples of the work directory, or over real
+    # data where a metric is one of the model.
     evaluate.metrics = ()
 
     # `--mode=likelihood`: bits/dim of real images under the model, with their true labels.

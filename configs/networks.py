@@ -210,6 +210,47 @@ def unet_encoder() -> ConfigDict:
     return fields
 
 
+def clip() -> ConfigDict:
+    """Fields of CLIP (`models.clip.CLIPConfig`); the defaults are OpenAI's ViT-L/14 at 224 pixels.
+
+    size   patch  embedding  image width, depth, heads  text width, depth, heads
+    B/32      32        512              768, 12, 12               512, 12, 8
+    B/16      16        512              768, 12, 12               512, 12, 8
+    L/14      14        768             1024, 24, 16               768, 12, 12
+    """
+    return ConfigDict(
+        {
+            "name": "clip",
+            # Width of the space that images and texts share.
+            "embedding_dim": 768,
+            # Side in pixels of the squares that become tokens.
+            "patch_size": 14,
+            # Channels of a token, number of blocks, attention heads, and the width of the MLP's
+            # hidden layer over that of a token.
+            "image_width": 1024,
+            "image_depth": 24,
+            "image_heads": 16,
+            "image_mlp_ratio": 4.0,
+            # Rows of the table of tokens: the tokenizer's size, or more.
+            "vocab_size": 49408,
+            # Tokens of a text, start and end included; the same as data.context.
+            "context_length": 77,
+            "text_width": 768,
+            "text_depth": 12,
+            "text_heads": 12,
+            "text_mlp_ratio": 4.0,
+            # 'quick_gelu' (OpenAI) or 'gelu' (most of OpenCLIP).
+            "activation": "quick_gelu",
+            # The id of the end token, at whose first place the text is read; -1: at the largest id,
+            # which is that of the end token in the vocabularies of CLIP and of 'bpe'.
+            "end_token": -1,
+            # SigLIP's bias of the logits, for the task clip(loss='sigmoid').
+            "logit_bias": False,
+            **_computation(),
+        }
+    )
+
+
 def _edm_conditions() -> dict:
     return {
         # Classes the network is conditioned on; 0: unconditional. With null_class, the label
@@ -241,4 +282,5 @@ FIELDS = {
     "edm2_unet": edm2_unet,
     "dit": dit,
     "unet_encoder": unet_encoder,
+    "clip": clip,
 }

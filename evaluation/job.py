@@ -13,19 +13,22 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from evaluation import METRICS
-from training import components
+from training import components, encoder
 from training.components import ConfigError
 from training.files import atomic_write
 from training.workdir import Workdir, provenance
 
 
 def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
-    """Run every metric of `config.evaluate.metrics` on the newest finished samples of a run.
+    """Run every metric of `config.evaluate.metrics` on a run.
+
+    Most are of samples, the newest finished ones. Those that need the model get its encoder, at
+    `config.sample.checkpoint` with the parameters of `config.sample.ema`.
 
     Each adds one row to <workdir>/evaluation/<metric>.jsonl: the metric as written in the config,
-    its values, which samples (name and checksum) with all that is known of how they were made, and
-    what computed it. A row that is there for the same metric and the same samples is not computed
-    again, so the job can be started over samples as often as one likes.
+    its values, which samples (name and checksum) with all that is known of how they were made, or
+    which parameters, and what computed it. A row that is there for the same metric and the same
+    samples or parameters is not computed again, so the job can be started as often as one likes.
 
     Raises:
         ConfigError: no metric is named, or there are no samples.
@@ -37,23 +40,25 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
         spec: components.build(METRICS, spec, "config.evaluate.metrics")
         for spec in config.evaluate.metrics
     }
+    of_model = {spec: m for spec, m in metrics.items() if getattr(m, "needs", "") == "model"}
+    of_samples = {spec: metric for spec, metric in metrics.items() if spec not in of_model}
+    if of_model:
+        clip = encoder.load(directory, config.sample.ema, config.sample.checkpoint)
+        about = {"checkpoint": clip.step, "ema": config.sample.ema}
+        _run(workdir, of_model, about, lambda metric: metric(clip))
+    if of_samples:
+        _evaluate_samples(config, workdir, of_samples)
+
+
+def _evaluate_samples(config: Any, workdir: Workdir, metrics: dict[str, Callable]) -> None:
     samples = newest_samples(workdir)
     data = (samples / "samples.npz").read_bytes()
     about = {"samples": samples.name, "sha256": hashlib.sha256(data).hexdigest()}
     arrays = np.load(io.BytesIO(data))
     images, labels = arrays["arr_0"], arrays.get("arr_1")
     info = json.loads((samples / "info.json").read_text())
-
-    done = {spec: _find(_read(_path(workdir, spec)), {"metric": spec} | about) for spec in metrics}
-    # Every process has looked before the first one writes.
-    multihost_utils.sync_global_devices("evaluate")
-    for spec, metric in metrics.items():
-        row = done[spec]
-        if row is None:
-            row = _row(spec, metric, images, labels, config) | about | {"info": info}
-            _append(_path(workdir, spec), row)
-        if jax.process_index() == 0:
-            print(f"{spec}: {json.dumps(row['values'])}", flush=True)
+    run = lambda metric: metric(images, labels, config)  # noqa: E731
+    _run(workdir, metrics, about, run, {"info": info})
     if jax.process_index() == 0:
         print(os.fspath(samples / "grid.png"), flush=True)
 
@@ -73,8 +78,27 @@ def newest_samples(workdir: Workdir) -> epath.Path:
     return newest.parent
 
 
-def _row(spec: str, metric: Callable, images, labels, config: Any) -> dict[str, Any]:
-    values = metric(images, labels, config)
+def _run(
+    workdir: Workdir,
+    metrics: dict[str, Callable],
+    about: dict[str, Any],
+    run: Callable[[Callable], dict[str, Any]],
+    more: dict[str, Any] | None = None,
+) -> None:
+    """A row of each metric; `about` is what it depends on, `more` goes with it."""
+    done = {spec: _find(_read(_path(workdir, spec)), {"metric": spec} | about) for spec in metrics}
+    # Every process has looked before the first one writes.
+    multihost_utils.sync_global_devices("evaluate")
+    for spec, metric in metrics.items():
+        row = done[spec]
+        if row is None:
+            row = _row(spec, run(metric)) | about | (more or {})
+            _append(_path(workdir, spec), row)
+        if jax.process_index() == 0:
+            print(f"{spec}: {json.dumps(row['values'])}", flush=True)
+
+
+def _row(spec: str, values: dict[str, Any]) -> dict[str, Any]:
     what = provenance()
     # The diff is long and the same in every row; run.json and info.json have theirs.
     what["code"] = {name: what["code"].get(name) for name in ("commit", "dirty")}
@@ -89,7 +113,7 @@ def _read(path: epath.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _find(rows: list[dict[str, Any]], wanted: dict[str, str]) -> dict[str, Any] | None:
+def _find(rows: list[dict[str, Any]], wanted: dict[str, Any]) -> dict[str, Any] | None:
     return next((row for row in rows if wanted.items() <= row.items()), None)
 
 

@@ -10,6 +10,7 @@ from input_pipeline.sources.mixture import mixture
 from input_pipeline.sources.records import records
 from input_pipeline.sources.shapes import shapes
 from input_pipeline.sources.tfds import tfds
+from input_pipeline.tokenizer import TOKENIZERS
 
 SOURCES = {
     "digits": digits,
@@ -23,4 +24,11 @@ AUGMENTATIONS = {"flip": flip, "random_crop": random_crop}
 # Inside the training step: (images, key) -> (images, labels of what was done to each).
 DEVICE_AUGMENTATIONS = {"edm": edm}
 
-__all__ = ["AUGMENTATIONS", "DEVICE_AUGMENTATIONS", "SOURCES", "device_batches", "make_loader"]
+__all__ = [
+    "AUGMENTATIONS",
+    "DEVICE_AUGMENTATIONS",
+    "SOURCES",
+    "TOKENIZERS",
+    "device_batches",
+    "make_loader",
+]

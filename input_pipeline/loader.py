@@ -19,6 +19,7 @@ from absl import flags, logging
 from input_pipeline.decoder import Decoder
 from input_pipeline.processes import end_with_parent
 from input_pipeline.sources.base import Source, check_name
+from input_pipeline.tokenizer import Tokenizer
 
 # Batches read ahead: by each thread of this process, or by each worker process.
 _READ_AHEAD = 2
@@ -38,6 +39,10 @@ class Stream:
     epochs: int | None
     process_index: int
     process_count: int
+    # What batches hold, in this order.
+    fields: Sequence[str]
+    # Makes the field `tokens` of the captions.
+    tokenizer: Tokenizer | None = None
 
     @property
     def source(self) -> Source:
@@ -60,7 +65,7 @@ class Stream:
         skipped = []
         # A process beyond the end of a partial last batch takes the form of its rows from row 0.
         batch = self._rows(positions or range(1), skipped)
-        batch = {field: values[: len(positions)] for field, values in batch.items()}
+        batch = {field: batch[field][: len(positions)] for field in self.fields}
         if self.decoder.on_bad_image == "skip":
             batch[_SKIPPED] = np.array(skipped, dtype=np.str_)
         return batch
@@ -84,10 +89,12 @@ class Stream:
                 images[row] = image
             for field, values in others.items():
                 values.append(example[field])
+        if self.tokenizer is not None:
+            batch["tokens"] = self.tokenizer(others["caption"])
         for field, values in others.items():
             rows = np.asarray(values, np.int32 if field == "label" else None)
             batch[field] = rows.astype(np.float32) if rows.dtype.kind == "f" else rows
-        return {field: batch[field] for field in fields}
+        return batch
 
     def _generators(self, positions: Sequence[int]) -> Iterator[np.random.Generator]:
         """For each position a generator of its own; valid until the next one is asked for."""
@@ -165,12 +172,15 @@ class Loader:
     @functools.cached_property
     def _identity(self) -> dict:
         stream = self._stream
-        return {
+        identity = {
             "source": stream.source.fingerprint,
             "batch_size": stream.batch_size,
             "seed": stream.seed,
             "shuffle": stream.shuffle,
         }
+        if stream.tokenizer is not None:
+            identity["tokenizer"] = stream.tokenizer.fingerprint
+        return identity
 
     def _open(self, start: int) -> grain.DatasetIterator:
         batches = grain.MapDataset.range(start, len(self._stream)).map(self._stream.__getitem__)
@@ -209,6 +219,7 @@ def make_loader(
     process_index: int | None = None,
     process_count: int | None = None,
     on_bad_image: str = "raise",
+    tokenizer: Tokenizer | None = None,
 ) -> Loader:
     """A loader of batches: dicts of arrays with this process's rows along the first axis.
 
@@ -233,6 +244,7 @@ def make_loader(
         process_count: by default JAX's.
         on_bad_image: 'raise' an error with its name, or 'skip': take the next image of the source
             instead, count it in `Loader.skipped` and log a warning.
+        tokenizer: with it the field `tokens` is int32 [rows, context], made of the captions.
     """
     if process_index is None or process_count is None:
         import jax  # here alone: asking for the processes starts the devices
@@ -249,8 +261,13 @@ def make_loader(
         )
     if fields is None:
         fields = ("image", "label") if source.num_classes else ("image",)
-    source.require(fields)
-    decoder = Decoder(source, image_size, channels, tuple(fields), on_bad_image)
+    if "tokens" not in fields:
+        tokenizer = None
+    read = [field for field in fields if field != "tokens" or tokenizer is None]
+    if tokenizer is not None and "caption" not in read:
+        read.append("caption")
+    source.require(read)
+    decoder = Decoder(source, image_size, channels, tuple(read), on_bad_image)
     stream = Stream(
         decoder,
         batch_size,
@@ -260,6 +277,8 @@ def make_loader(
         epochs,
         process_index,
         process_count,
+        tuple(fields),
+        tokenizer,
     )
     return Loader(stream, workers)
 

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+from models.clip import CLIPConfig, make_clip
 from models.dhariwal_unet import DhariwalUNetConfig, make_dhariwal_unet
 from models.dit import DiTConfig, make_dit
 from models.edm2_unet import EDM2UNetConfig, make_edm2_unet
@@ -45,4 +46,5 @@ MODELS: dict[str, Callable[..., Network]] = {
     "edm2_unet": _maker(EDM2UNetConfig, make_edm2_unet),
     "dit": _maker(DiTConfig, make_dit),
     "unet_encoder": _maker(UNetEncoderConfig, make_unet_encoder),
+    "clip": _maker(CLIPConfig, make_clip),
 }

@@ -36,7 +36,7 @@ def convert(config: Any, directory: str | os.PathLike[str]) -> None:
             "directory"
         )
     source = components.build(input_pipeline.SOURCES, config.data.source, "config.data.source")
-    report = _Report(len(source))
+    report = Report(len(source))
     try:
         write_records(
             source,
@@ -59,7 +59,7 @@ def convert(config: Any, directory: str | os.PathLike[str]) -> None:
     print(f'--config.data.source="records(path={path!r}, split={config.convert.split!r})"')
 
 
-class _Report:
+class Report:
     """Tells how many examples are done, how fast and how long it will take."""
 
     def __init__(self, total: int):
@@ -67,6 +67,7 @@ class _Report:
         self._progress: Progress | None = None
 
     def __call__(self, done: int) -> None:
+        """So many examples are done."""
         now = time.perf_counter()
         if self._progress is None:  # what an earlier start did is not this one's speed
             self._progress = Progress(self._total, done, unit="example")

@@ -47,6 +47,10 @@ def likelihood(config: Any, directory: str | os.PathLike[str]) -> None:
     """
     workdir, settings = Workdir(directory), config.likelihood
     check_trained(workdir, config)
+    if components.parse(config.task).name == "clip":
+        raise ConfigError(
+            f"config.task = {config.task!r}: has no likelihood; take --mode=evaluate or embed"
+        )
     task = tasks.make_task(config)
     method = build_method(config)
     # Refused before anything is read.

@@ -62,6 +62,10 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
             "config.task = 'classifier': has no samples; name this run in config.sample.guidance "
             "of a diffusion run, classifier(scale=1.0, workdir=...)"
         )
+    if parse(config.task).name == "clip":
+        raise ConfigError(
+            f"config.task = {config.task!r}: has no samples; take --mode=evaluate or embed"
+        )
     task = tasks.make_task(config)
     mesh = make_mesh(**config.mesh)
     others = companions.restore(config, workdir, mesh)

@@ -27,6 +27,7 @@ CALLS = {
     "data.source": "input_pipeline:SOURCES",
     "data.augmentations": "input_pipeline:AUGMENTATIONS",
     "data.device_augmentation": "input_pipeline:DEVICE_AUGMENTATIONS",
+    "data.tokenizer": "input_pipeline:TOKENIZERS",
     "diffusion.schedule": "diffusion:SCHEDULES",
     "diffusion.parameterization": "diffusion:PARAMETERIZATIONS",
     "diffusion.weighting": "diffusion:WEIGHTINGS",
@@ -37,6 +38,7 @@ CALLS = {
     "sample.clip": "diffusion:CLIPS",
     "sample.guidance": "diffusion:GUIDANCES",
     "likelihood.method": "diffusion:LIKELIHOOD_METHODS",
+    "embed.source": "input_pipeline:SOURCES",
     "likelihood.source": "input_pipeline:SOURCES",
 }
 # Types of literals.

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 import diffusion
 import input_pipeline
-from training import clock, components, flops, images, posthoc
+from training import clock, components, flops, images, posthoc, tokens
 from training import run as runs
 from training.checkpoints import Checkpoints
 from training.clock import Clock, Progress
@@ -42,7 +42,7 @@ def make_source(config: ConfigDict):
     return source
 
 
-def make_loader(config: ConfigDict, source, fields):
+def make_loader(config: ConfigDict, source, fields, tokenizer=None):
     """The stream of training batches of a config."""
     augmentations = tuple(
         components.build(input_pipeline.AUGMENTATIONS, item, "config.data.augmentations")
@@ -58,6 +58,7 @@ def make_loader(config: ConfigDict, source, fields):
         fields=tuple(fields),
         workers=config.data.workers,
         on_bad_image=config.data.on_bad_image,
+        tokenizer=tokenizer,
     )
 
 
@@ -188,6 +189,7 @@ def train(config: ConfigDict, directory: str) -> None:
     if workdir.config.exists():
         check_resumable(workdir.read_config(), config)
     workdir.start(config, sys.argv)
+    tokenizer = tokens.prepare(config, source, workdir) if "tokens" in run.batch_spec else None
     steps = config.train.steps
 
     with contextlib.ExitStack() as stack:
@@ -199,7 +201,7 @@ def train(config: ConfigDict, directory: str) -> None:
         checkpoints = closing(
             Checkpoints(workdir.checkpoints, config.checkpoint.keep, config.checkpoint.keep_every)
         )
-        loader = closing(make_loader(config, source, run.batch_spec))
+        loader = closing(make_loader(config, source, run.batch_spec, tokenizer))
         state, first = _restore_or_init(run, checkpoints, loader, writer)
         if first >= steps:
             log.info("step %d of %d: nothing left to train", first, steps)

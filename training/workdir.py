@@ -31,6 +31,9 @@ class Workdir:
         self.path = epath.Path(path)
         self.config = self.path / "config.json"
         self.run = self.path / "run.json"
+        self.tokenizer = self.path / "tokenizer.json"
+        self.contract = self.path / "contract.json"
+        self.embeddings = self.path / "embeddings"
         self.parameters = self.path / "parameters.txt"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"

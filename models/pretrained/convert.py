@@ -25,6 +25,9 @@ _LEAVES = {
     "gain_out": "out_gain",
     # ADM's classifier.
     "positions": "positional_embedding",
+    # CLIP's.
+    "class_token": "class_embedding",
+    "log_scale": "logit_scale",
 }
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Key
 from training.components import build
 from training.tasks import (
     classifier,
+    clip,
     consistency,
     diffusion,
     guidance_distillation,
@@ -50,6 +51,7 @@ class Task(Protocol):
 TASKS = {
     "diffusion": diffusion.DiffusionTask,
     "classifier": classifier.ClassifierTask,
+    "clip": clip.CLIPTask,
     "progressive": progressive.ProgressiveTask,
     "guidance_distillation": guidance_distillation.GuidanceDistillationTask,
     "consistency": consistency.ConsistencyTask,

@@ -1,0 +1,126 @@
+"""What the embeddings of an encoder are, so that what was trained on others is not mixed in."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float
+
+from training.components import ConfigError
+from training.files import atomic_write
+
+FILE = "contract.json"
+Embeddings = Float[Array | np.ndarray, "*batch embedding"]
+# Fields of config.model that change how a network is computed, not what it is.
+_COMPUTATION = ("attention", "remat", "dtype")
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingContract:
+    """What an image embedding is; whoever is trained on embeddings keeps that of them.
+
+    Attributes:
+        encoder: published name, or digest of the network and its parameters (`identify`).
+        dimension: of an embedding.
+        normalized: whether embeddings have length 1.
+        scale: what a prior multiplies them by, so that a coordinate is of size 1.
+        mean, std: of each coordinate over training images, before the scale.
+        null: the embedding that stands for "no image".
+    """
+
+    encoder: str
+    dimension: int
+    normalized: bool
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    null: tuple[float, ...]
+
+    def __post_init__(self):
+        for name in ("mean", "std", "null"):
+            if len(getattr(self, name)) != self.dimension:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} numbers, and dimension is "
+                    f"{self.dimension}"
+                )
+
+    def to_prior(self, z: Embeddings) -> Embeddings:
+        """What a prior models: scale * z of normalized embeddings, else standardized ones, too."""
+        if not self.normalized:
+            z = (z - np.float32(self.mean)) / np.float32(self.std)
+        return z * np.float32(self.scale)
+
+    def from_prior(self, x: Embeddings) -> Embeddings:
+        """The inverse of `to_prior`."""
+        z = x / np.float32(self.scale)
+        return z if self.normalized else z * np.float32(self.std) + np.float32(self.mean)
+
+    def write(self, directory: epath.PathLike) -> None:
+        """Store it as contract.json there, on process 0."""
+        if jax.process_index() == 0:
+            data = json.dumps(dataclasses.asdict(self)) + "\n"
+            atomic_write(epath.Path(directory) / FILE, data.encode())
+
+    @classmethod
+    def read(cls, directory: epath.PathLike) -> "EmbeddingContract":
+        """The contract of a work directory, or of one with embeddings.
+
+        Raises:
+            ConfigError: there is none, or it is none of this version.
+        """
+        path = epath.Path(directory) / FILE
+        if not path.exists():
+            raise ConfigError(
+                f"{path}: there is no such file; --mode=embed writes it for a run of task 'clip'"
+            )
+        try:
+            stored = json.loads(path.read_text())
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: is no embedding contract ({error})") from error
+
+    def __str__(self) -> str:
+        kind = "normalized" if self.normalized else "not normalized"
+        return f"encoder {self.encoder} ({self.dimension} numbers, {kind}, scale {self.scale:.6g})"
+
+
+def check_same(ours: EmbeddingContract, theirs: EmbeddingContract, names: tuple[str, str]) -> None:
+    """Refuses to join what was trained on other embeddings.
+
+    Args:
+        ours, theirs: the contracts of both.
+        names: of what has them, such as 'prior runs/prior' and 'decoder runs/decoder'.
+
+    Raises:
+        ConfigError: one line with both contracts and the fields that differ.
+    """
+    different = [
+        field.name
+        for field in dataclasses.fields(ours)
+        if getattr(ours, field.name) != getattr(theirs, field.name)
+    ]
+    if different:
+        raise ConfigError(
+            f"{names[0]} is of {ours}, {names[1]} is of {theirs}: they cannot go together, "
+            f"different are {', '.join(different)}"
+        )
+
+
+def identify(model: dict[str, Any], params: Any) -> str:
+    """Digest of a network's fields and its parameters, the same on every layout of devices."""
+    fields = {name: value for name, value in model.items() if name not in _COMPUTATION}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        whole = leaf if isinstance(leaf, np.ndarray) else _whole(leaf)
+        digest.update(np.ascontiguousarray(whole).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _whole(leaf: jax.Array) -> np.ndarray:
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
