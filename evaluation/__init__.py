@@ -7,12 +7,14 @@ dict of JSON values. One with `needs = "model"` is of the model itself: it is ca
 here.
 """
 
+from evaluation.caption_accuracy import SceneAccuracy
 from evaluation.class_accuracy import ClassAccuracy
 from evaluation.retrieval import Retrieval, ZeroShot
 
 METRICS = {
     "class_accuracy": ClassAccuracy,
     "retrieval": Retrieval,
+    "scene_accuracy": SceneAccuracy,
     "zero_shot": ZeroShot,
 }
 
