@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 import diffusion
 from diffusion.induced import Induced, Path, induced, path
 from training import checkpoints, components, tasks
+from training.components import ConfigError
 from training.config import differences
 from training.files import atomic_write
 from training.mesh import make_mesh
@@ -39,12 +40,7 @@ def inspect(config: Any, directory: str | os.PathLike[str]) -> None:
     workdir = Workdir(directory)
     if components.parse(config.task).name == "classifier":
         raise ConfigError("config.task = 'classifier': has no objective over noise levels to draw")
-    try:
-        task = tasks.make_task(config)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"config.diffusion: {error}") from error
+    task = tasks.make_task(config)
     params, origin = _learned(config, workdir, task)
     curves, weights = path(task.objective, params), induced(task.objective, params)
     levels, refused = _grid(config, task.schedule.bind(params.get("schedule", {})))
