@@ -25,6 +25,8 @@ _LEAVES = {
     "gain_out": "out_gain",
     # ADM's classifier.
     "positions": "positional_embedding",
+    # The prior's.
+    "query": "prd_embedding",
 }
 
 
