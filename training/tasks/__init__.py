@@ -7,12 +7,15 @@ from jaxtyping import Array, Float, Key
 
 from training.components import build
 from training.tasks import (
+    autoregressive_prior,
     classifier,
     consistency,
     diffusion,
     guidance_distillation,
     meanflow,
+    prior,
     progressive,
+    regression_prior,
     scm,
     shortcut,
 )
@@ -56,6 +59,9 @@ TASKS = {
     "scm": scm.SCMTask,
     "meanflow": meanflow.MeanFlowTask,
     "shortcut": shortcut.ShortcutTask,
+    "prior": prior.PriorTask,
+    "autoregressive_prior": autoregressive_prior.AutoregressivePriorTask,
+    "regression_prior": regression_prior.RegressionPriorTask,
 }
 
 
