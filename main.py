@@ -36,6 +36,9 @@ MODES = {
     "likelihood": "pipelines.likelihood:likelihood",
     "convert": "pipelines.convert:convert",
     "inspect": "pipelines.inspect:inspect",
+    # Of priors: numbers that sampling or training reads.
+    "estimate": "pipelines.analytic:estimate",
+    "quantize": "pipelines.quantize:quantize",
 }
 
 FLAGS = flags.FLAGS
@@ -73,7 +76,7 @@ def parse(arguments: Sequence[str]) -> FrozenConfigDict:
     if not FLAGS.workdir:
         raise ConfigError("--workdir is missing: the directory for all that the run writes")
     path = FLAGS.config
-    if not path and FLAGS.mode in ("train", "convert"):
+    if not path and FLAGS.mode in ("train", "convert", "quantize"):
         raise ConfigError("--config is missing; configs/digits.py is the quickest one")
     if not path:
         path = str(epath.Path(FLAGS.workdir) / "config.json")

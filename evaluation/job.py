@@ -13,10 +13,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from evaluation import METRICS
-from training import components
+from training import checkpoints, components, tasks
 from training.components import ConfigError
 from training.files import atomic_write
+from training.mesh import make_mesh
 from training.workdir import Workdir, provenance
+
+# Fields of config.sample that what a model draws depends on.
+_SAMPLED = ("ema", "solver", "grid", "steps", "last_step", "clip", "eps_after_clip", "guidance")
 
 
 def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
@@ -28,7 +32,8 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
     again, so the job can be started over samples as often as one likes.
 
     Raises:
-        ConfigError: no metric is named, or there are no samples.
+        ConfigError: no metric is named, or there are no samples, or no checkpoint where a metric
+            is of the model.
     """
     workdir = Workdir(directory)
     if not config.evaluate.metrics:
@@ -37,6 +42,12 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
         spec: components.build(METRICS, spec, "config.evaluate.metrics")
         for spec in config.evaluate.metrics
     }
+    of_model = {k: m for k, m in metrics.items() if getattr(m, "needs", "samples") == "model"}
+    if of_model:
+        _evaluate_model(config, workdir, of_model)
+    metrics = {spec: metric for spec, metric in metrics.items() if spec not in of_model}
+    if not metrics:
+        return
     samples = newest_samples(workdir)
     data = (samples / "samples.npz").read_bytes()
     about = {"samples": samples.name, "sha256": hashlib.sha256(data).hexdigest()}
@@ -50,7 +61,7 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
     for spec, metric in metrics.items():
         row = done[spec]
         if row is None:
-            row = _row(spec, metric, images, labels, config) | about | {"info": info}
+            row = _row(spec, metric(images, labels, config)) | about | {"info": info}
             _append(_path(workdir, spec), row)
         if jax.process_index() == 0:
             print(f"{spec}: {json.dumps(row['values'])}", flush=True)
@@ -73,8 +84,33 @@ def newest_samples(workdir: Workdir) -> epath.Path:
     return newest.parent
 
 
-def _row(spec: str, metric: Callable, images, labels, config: Any) -> dict[str, Any]:
-    values = metric(images, labels, config)
+def _evaluate_model(config: Any, workdir: Workdir, metrics: dict[str, Callable]) -> None:
+    """Rows of metrics that need the model; one is not computed again for the same checkpoint."""
+    task = tasks.make_task(config)
+    settings = config.sample
+    params, step = checkpoints.restore_for_sampling(
+        workdir.checkpoints,
+        settings.ema,
+        task.init,
+        make_mesh(**config.mesh),
+        settings.checkpoint,
+        averages=workdir.read_config().ema,
+    )
+    fields = config.to_dict()["sample"]
+    about = {"checkpoint": step, "sample": {k: fields[k] for k in _SAMPLED}}
+    about = json.loads(json.dumps(about))
+    done = {spec: _find(_read(_path(workdir, spec)), {"metric": spec} | about) for spec in metrics}
+    multihost_utils.sync_global_devices("evaluate model")
+    for spec, metric in metrics.items():
+        row = done[spec]
+        if row is None:
+            row = _row(spec, metric(task, params, config)) | about
+            _append(_path(workdir, spec), row)
+        if jax.process_index() == 0:
+            print(f"{spec}: {json.dumps(row['values'])}", flush=True)
+
+
+def _row(spec: str, values: dict[str, Any]) -> dict[str, Any]:
     what = provenance()
     # The diff is long and the same in every row; run.json and info.json have theirs.
     what["code"] = {name: what["code"].get(name) for name in ("commit", "dirty")}

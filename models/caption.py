@@ -58,10 +58,9 @@ class Caption(nnx.Module):
     def __init__(self, config: CaptionSettings):
         dims, width = (config.text_dim, config.embedding_dim), config.width
         self.features, self.embedding = (linear(n, width, n**-0.5, config.dtype) for n in dims)
-        self.null_features = self.null_embedding = None
-        if config.null_text:
-            self.null_features = normal((config.context_length, config.text_dim), 1.0)
-            self.null_embedding = normal((config.embedding_dim,), 1.0)
+        text, image = (config.context_length, config.text_dim), (config.embedding_dim,)
+        self.null_features = normal(text, 1.0) if config.null_text else None
+        self.null_embedding = normal(image, 1.0) if config.null_text else None
 
     def __call__(
         self, condition: Mapping[str, Shaped[Array, "batch *rest"]]

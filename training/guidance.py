@@ -90,6 +90,7 @@ def check(config: Any, task: Any, solver: Any, plan: Any) -> None:
 
 
 def only_a_scale(items: Sequence[diffusion.Guidance]) -> bool:
+    """Whether one number says it all: no guidance, or a plain classifier-free one."""
     plain = classifier_free(w=0.0)
     return not items or (
         len(items) == 1

@@ -68,7 +68,7 @@ class CaptionPrior(abc.ABC):
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Both embeddings, and the features of the tokens where the network reads them."""
-        spec = {name: (self.dim,) for name in ("image_embedding", "text_embedding")}
+        spec = dict.fromkeys(("image_embedding", "text_embedding"), (self.dim,))
         if self.reads_tokens:
             context = self.config.model.context_length
             spec |= {"text_features": (context, self.config.model.text_dim)}
