@@ -1,7 +1,7 @@
 """The diffusion prior: image embeddings by denoising (Ramesh et al. 2022, section 2.2)."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -125,7 +125,7 @@ class PriorTask(CaptionPrior):
         guidance_for_captions(settings.guidance, self.knows_null)
         return solver, jax.tree.map(np.float32, plan), guidances
 
-    def denoiser(self, params: Any) -> diffusion.Denoiser:
+    def denoiser(self, params: Any) -> Callable[..., diffusion.Prediction]:
         """Unguided; its condition is that of `condition`."""
         return guidance.denoiser_of(self, params)
 
