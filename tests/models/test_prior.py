@@ -94,7 +94,7 @@ def test_no_caption_leaves_nothing_of_it_and_all_of_the_noisy_embedding():
 
 def test_the_null_arrays_are_learned():
     absent = np.array([True, False, False])
-    loss = lambda p: jnp.square(NETWORK.apply(p, X, TIME, condition(no_text=absent))).sum()  # noqa: E731
+    loss = lambda p: jnp.square(APPLY(p, X, TIME, condition(no_text=absent))).sum()  # noqa: E731
     slope = jax.jit(jax.grad(loss))(PARAMS)["caption"]
     assert np.abs(slope["null_features"]).max() > 0
     assert np.abs(slope["null_embedding"]).max() > 0
@@ -107,9 +107,9 @@ def test_the_null_arrays_are_learned():
         (lambda: dataclasses.replace(CONFIG, depth=0), "depth=0: must be positive"),
         (lambda: dataclasses.replace(AR, components=7), "components=7: must be at most embedding"),
         (lambda: MODELS["prior"](widht=3), "model.widht: .* did you mean 'width'"),
-        (lambda: NETWORK.apply(PARAMS, X, TIME, None), r"condition has \[\], but a prior with"),
+        (lambda: APPLY(PARAMS, X, TIME, None), r"condition has \[\], but a prior with"),
         (
-            lambda: NETWORK.apply(
+            lambda: APPLY(
                 PARAMS, X, TIME, condition(text_features=np.zeros((BATCH, 4, TEXT_DIM), "float32"))
             ),
             r"text_features has \(4, 4\) .* context_length=5",
