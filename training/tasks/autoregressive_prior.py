@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
@@ -53,9 +52,9 @@ class AutoregressivePriorTask(CaptionPrior):
     def fit(self) -> quantization.Quantizer:
         """The quantizer of the first pairs of `data.source`, in the space of the model."""
         pairs = read_pairs(self.config, ("image_embedding", "text_embedding"), self._fit_count)
+        # On the host: it may be first needed while a program is traced.
         images, texts = (
-            np.asarray(self.to_model(jnp.asarray(pairs[name])))
-            for name in ("image_embedding", "text_embedding")
+            self.to_model(pairs[name]) for name in ("image_embedding", "text_embedding")
         )
         model = self.config.model
         try:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 import input_pipeline
 import models
+from diffusion.levels import AnyArray, namespace
 from models.caption import NO_TEXT
 from training import components
 from training.components import ConfigError, build, construct
@@ -88,22 +89,23 @@ class CaptionPrior(abc.ABC):
         """None."""
         return {}
 
-    def to_model(self, embedding: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
+    def to_model(self, embedding: Float[AnyArray, "batch dim"]) -> Float[AnyArray, "batch dim"]:
         """From CLIP's embedding to the space of the model."""
         return self.scale * self.direction(embedding)
 
-    def from_model(self, x: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
+    def from_model(self, x: Float[AnyArray, "batch dim"]) -> Float[AnyArray, "batch dim"]:
         """Back; of unit length again where embeddings are normalized."""
         return self.direction(x / self.scale)
 
-    def direction(self, embedding: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
+    def direction(self, embedding: Float[AnyArray, "batch dim"]) -> Float[AnyArray, "batch dim"]:
         """The embedding, normalized where the task does so."""
         if not self.normalize:
             return embedding
-        norm = jnp.linalg.norm(embedding, axis=-1, keepdims=True)
-        return embedding / jnp.maximum(norm, 1e-12)
+        xp = namespace(embedding)
+        norm = xp.linalg.norm(embedding, axis=-1, keepdims=True)
+        return embedding / xp.maximum(norm, 1e-12)
 
-    def condition(self, batch: Mapping[str, Shaped[Array, "batch *rest"]]) -> dict:
+    def condition(self, batch: Mapping[str, Shaped[Array | np.ndarray, "batch *rest"]]) -> dict:
         """What the network is told of each caption; none is withheld."""
         told = {"text_embedding": self.to_model(jnp.asarray(batch["text_embedding"]))}
         if self.reads_tokens:
