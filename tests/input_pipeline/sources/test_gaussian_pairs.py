@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from input_pipeline import make_loader, records
+from input_pipeline.convert import convert
 from input_pipeline.sources.gaussian_pairs import gaussian_pairs
 
 SOURCE = gaussian_pairs(dim=4, noise=0.5, context_length=6, count=4000)
@@ -46,3 +48,17 @@ def test_splits_are_apart_and_repeatable():
 def test_mistakes_are_named(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         gaussian_pairs(**fields)
+
+
+def test_records_give_the_same_batches(tmp_path):
+    """What a CLIP's embeddings are stored in keeps arrays and masks."""
+    small = gaussian_pairs(dim=4, context_length=3, count=10)
+    convert(small, tmp_path, split="train", image_size=8, channels=3, fields=small.fields)
+    stored = records(path=str(tmp_path))
+    settings = {"image_size": 8, "channels": 3, "batch_size": 10, "seed": 0, "shuffle": False}
+    one, other = (
+        next(make_loader(source, fields=small.fields, **settings)) for source in (small, stored)
+    )
+    assert one["text_mask"].dtype == other["text_mask"].dtype == bool
+    for field in small.fields:
+        np.testing.assert_array_equal(one[field], other[field])
