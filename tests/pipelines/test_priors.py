@@ -27,7 +27,7 @@ def read(variant, **task):
 def run(tmp_path_factory):
     """A trained prior of a few steps."""
     path = tmp_path_factory.mktemp("run")
-    loop.train(freeze(read("smoke")), path)
+    loop.train(freeze(read("smoke")), str(path))
     return path
 
 
@@ -83,7 +83,7 @@ def test_quantize_then_train(tmp_path, capsys):
     config = read("autoregressive_smoke", task=f"autoregressive_prior(quantizer={str(path)!r})")
     config.train.steps = 10
     config.log.preview_every = 10
-    loop.train(freeze(config), tmp_path / "run")
+    loop.train(freeze(config), str(tmp_path / "run"))
     assert list((tmp_path / "run" / "previews").glob("*.png"))
     job.evaluate(freeze(config), tmp_path / "run")
     assert rows(tmp_path / "run")[0]["values"]["count"] == 64
