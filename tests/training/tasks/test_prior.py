@@ -211,7 +211,7 @@ def test_the_exact_denoiser_gives_the_conditional_law(solver, steps, tmp_path):
 
 
 def test_estimates_serve_the_task(tmp_path):
-    """Of a network that says 0 the noise is x / sigma: its mean square is 1 + SNR, for unit data."""
+    """Of a network that says 0 the noise is x / sigma, of mean square 1 + SNR for unit data."""
     silent = PARAMS | {"out": jax.tree.map(jnp.zeros_like, PARAMS["out"])}
     found = analytic.estimates(TASK, silent, count=256)
     assert len(found.logsnr) == TASK.config.sample.steps
