@@ -81,7 +81,7 @@ def test_the_contrastive_loss_by_hand():
     logits = unit(predicted) @ unit(batch["text_embedding"]).T / 0.1
     each = np.log(np.exp(logits).sum(1)) - np.diag(logits)
     assert metrics["contrastive"] == pytest.approx(each.mean(), rel=1e-4)
-    assert loss == pytest.approx(metrics["mse"] + 0.2 * each.mean(), rel=1e-4)
+    assert loss == pytest.approx(float(metrics["mse"]) + 0.2 * each.mean(), rel=1e-4)
 
 
 def test_samples_are_of_unit_length_where_embeddings_are_normalized():
