@@ -38,6 +38,9 @@ MODES = {
     "convert": "pipelines.convert:convert",
     "embed": "pipelines.embed:embed",
     "inspect": "pipelines.inspect:inspect",
+    # Of priors: numbers that sampling or training reads.
+    "estimate": "pipelines.analytic:estimate",
+    "quantize": "pipelines.quantize:quantize",
 }
 
 FLAGS = flags.FLAGS
@@ -75,7 +78,7 @@ def parse(arguments: Sequence[str]) -> FrozenConfigDict:
     if not FLAGS.workdir:
         raise ConfigError("--workdir is missing: the directory for all that the run writes")
     path = FLAGS.config
-    if not path and FLAGS.mode in ("train", "convert"):
+    if not path and FLAGS.mode in ("train", "convert", "quantize"):
         raise ConfigError("--config is missing; configs/digits.py is the quickest one")
     if not path:
         path = str(epath.Path(FLAGS.workdir) / "config.json")

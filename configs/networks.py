@@ -274,6 +274,73 @@ def _computation() -> dict:
     }
 
 
+def prior() -> ConfigDict:
+    """Fields of the diffusion prior (`models.prior.PriorConfig`); the defaults are DALL-E 2's.
+
+    Karlo's has embedding_dim and text_dim 768, context_length 77, depth 20, null_text False;
+    Kandinsky 2.2's the same with 1280.
+    """
+    return ConfigDict({"name": "prior", **_caption(), **_blocks()})
+
+
+def autoregressive_prior() -> ConfigDict:
+    """Fields of `models.autoregressive_prior.AutoregressivePriorConfig`, by default DALL-E 2's."""
+    return ConfigDict(
+        {
+            "name": "autoregressive_prior",
+            **_caption(),
+            # Principal components of the image embedding that are kept, and values of each.
+            "components": 319,
+            "buckets": 1024,
+            **_blocks(),
+        }
+    )
+
+
+def linear_prior() -> ConfigDict:
+    """Fields of the linear map of embeddings (`models.baseline_priors.LinearPriorConfig`)."""
+    return ConfigDict({"name": "linear_prior", "embedding_dim": 1024, "dtype": "float32"})
+
+
+def mlp_prior() -> ConfigDict:
+    """Fields of the residual MLP of embeddings (`models.baseline_priors.MLPPriorConfig`)."""
+    return ConfigDict(
+        {
+            "name": "mlp_prior",
+            "embedding_dim": 1024,
+            # Width between the blocks, and number of blocks.
+            "width": 2048,
+            "depth": 4,
+            "dtype": "float32",
+        }
+    )
+
+
+def _caption() -> dict:
+    return {
+        # Numbers of an image embedding, which is also that of a text embedding.
+        "embedding_dim": 1024,
+        # Tokens of a caption, and numbers of the features of each.
+        "context_length": 256,
+        "text_dim": 1024,
+        # Learned arrays in place of a withheld caption, for classifier-free guidance.
+        "null_text": True,
+    }
+
+
+def _blocks() -> dict:
+    return {
+        # Channels of a token, number of blocks, attention heads.
+        "width": 2048,
+        "depth": 24,
+        "num_heads": 32,
+        # Recompute each block's activations in the backward pass: less memory, more time.
+        "remat": False,
+        # Type of the computation ('float32' or 'bfloat16'); parameters stay float32.
+        "dtype": "float32",
+    }
+
+
 # By `config.model.name`.
 FIELDS = {
     "unet": unet,
@@ -283,4 +350,8 @@ FIELDS = {
     "dit": dit,
     "unet_encoder": unet_encoder,
     "clip": clip,
+    "prior": prior,
+    "autoregressive_prior": autoregressive_prior,
+    "linear_prior": linear_prior,
+    "mlp_prior": mlp_prior,
 }

@@ -13,10 +13,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from evaluation import METRICS
-from training import components, encoder
+from training import checkpoints, components, encoder, tasks
 from training.components import ConfigError
 from training.files import atomic_write
+from training.mesh import make_mesh
 from training.workdir import Workdir, provenance
+
+# Fields of config.sample that what a model draws depends on.
+_SAMPLED = ("ema", "solver", "grid", "steps", "last_step", "clip", "eps_after_clip", "guidance")
 
 
 def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
@@ -31,7 +35,8 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
     samples or parameters is not computed again, so the job can be started as often as one likes.
 
     Raises:
-        ConfigError: no metric is named, or there are no samples.
+        ConfigError: no metric is named, or there are no samples, or no checkpoint where a metric
+            is of the model.
     """
     workdir = Workdir(directory)
     if not config.evaluate.metrics:
@@ -40,14 +45,17 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
         spec: components.build(METRICS, spec, "config.evaluate.metrics")
         for spec in config.evaluate.metrics
     }
-    of_model = {spec: m for spec, m in metrics.items() if getattr(m, "needs", "") == "model"}
-    of_samples = {spec: metric for spec, metric in metrics.items() if spec not in of_model}
-    if of_model:
+    of = {"encoder": {}, "model": {}, "samples": {}}
+    for spec, metric in metrics.items():
+        of[getattr(metric, "needs", "samples")][spec] = metric
+    if of["encoder"]:
         clip = encoder.load(directory, config.sample.ema, config.sample.checkpoint)
         about = {"checkpoint": clip.step, "ema": config.sample.ema}
-        _run(workdir, of_model, about, lambda metric: metric(clip))
-    if of_samples:
-        _evaluate_samples(config, workdir, of_samples)
+        _run(workdir, of["encoder"], about, lambda metric: metric(clip))
+    if of["model"]:
+        _evaluate_model(config, workdir, of["model"])
+    if of["samples"]:
+        _evaluate_samples(config, workdir, of["samples"])
 
 
 def _evaluate_samples(config: Any, workdir: Workdir, metrics: dict[str, Callable]) -> None:
@@ -76,6 +84,23 @@ def newest_samples(workdir: Workdir) -> epath.Path:
         )
     newest = max(infos, key=lambda path: (json.loads(path.read_text())["provenance"]["time"], path))
     return newest.parent
+
+
+def _evaluate_model(config: Any, workdir: Workdir, metrics: dict[str, Callable]) -> None:
+    task = tasks.make_task(config)
+    settings = config.sample
+    params, step = checkpoints.restore_for_sampling(
+        workdir.checkpoints,
+        settings.ema,
+        task.init,
+        make_mesh(**config.mesh),
+        settings.checkpoint,
+        averages=workdir.read_config().ema,
+    )
+    fields = config.to_dict()["sample"]
+    about = {"checkpoint": step, "sample": {k: fields[k] for k in _SAMPLED}}
+    about = json.loads(json.dumps(about))
+    _run(workdir, metrics, about, lambda metric: metric(task, params, config))
 
 
 def _run(

@@ -31,7 +31,7 @@ class Retrieval:
         ks: how many answers may be given.
     """
 
-    needs: ClassVar[str] = "model"
+    needs: ClassVar[str] = "encoder"
     split: str = "test"
     count: int = 1000
     ks: tuple[int, ...] = (1, 5, 10)
@@ -65,7 +65,7 @@ class ZeroShot:
         count: examples that are looked at, as in `Retrieval`; 0: all.
     """
 
-    needs: ClassVar[str] = "model"
+    needs: ClassVar[str] = "encoder"
     split: str = "test"
     templates: tuple[str, ...] = ("a {}",)
     only: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from input_pipeline.geometric import edm
 from input_pipeline.loader import make_loader
 from input_pipeline.sources.digits import digits
 from input_pipeline.sources.folder import folder
+from input_pipeline.sources.gaussian_pairs import gaussian_pairs
 from input_pipeline.sources.mixture import mixture
 from input_pipeline.sources.records import records
 from input_pipeline.sources.shapes import shapes
@@ -15,6 +16,7 @@ from input_pipeline.tokenizer import TOKENIZERS
 SOURCES = {
     "digits": digits,
     "folder": folder,
+    "gaussian_pairs": gaussian_pairs,
     "mixture": mixture,
     "records": records,
     "shapes": shapes,

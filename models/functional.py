@@ -92,22 +92,27 @@ def stack(build: Callable[[], nnx.Module], depth: int) -> nnx.Module:
     return nnx.merge(graphdef, jax.tree.map(repeat, state, is_leaf=is_leaf))
 
 
-def scan(stacked: nnx.Module, x: jax.Array, *args, each=None, remat: bool = False) -> jax.Array:
+def scan(
+    stacked: nnx.Module, x: jax.Array, *args, each=None, remat: bool = False, emit: bool = False
+) -> Any:
     """x through the modules of a `stack` in turn, each called with (x, *args, its part of each).
 
     each: arrays with a leading axis of length depth, or None.
     remat: activations inside of a module are computed again in the backward pass.
+    emit: a module gives (x, what it leaves); given are x and that of all, along a leading axis.
     """
     graphdef, state = nnx.split(stacked)
 
     def one(x, own):
         params, part = own
         more = () if each is None else (part,)
-        return nnx.merge(graphdef, params)(x, *args, *more), None
+        out = nnx.merge(graphdef, params)(x, *args, *more)
+        return out if emit else (out, None)
 
     # A loop's body is compiled once: nothing outside of it could be merged with the recomputation.
     function = jax.checkpoint(one, prevent_cse=False) if remat else one
-    return jax.lax.scan(function, x, (state, each))[0]
+    out, left = jax.lax.scan(function, x, (state, each))
+    return (out, left) if emit else out
 
 
 def count_parameters(params: Params) -> int:

@@ -67,6 +67,11 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
             f"config.task = {config.task!r}: has no samples; take --mode=evaluate or embed"
         )
     task = tasks.make_task(config)
+    if not hasattr(task, "image_shape"):
+        raise ConfigError(
+            f"config.task = {config.task!r}: draws embeddings, no images; --mode=evaluate "
+            "measures them (config.evaluate.metrics = ('prior_quality',))"
+        )
     mesh = make_mesh(**config.mesh)
     others = companions.restore(config, workdir, mesh)
     sampler = build_sampler(config, task, others)

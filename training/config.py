@@ -309,7 +309,8 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
         )
     if null_class and not classes:
         yield "model.null_class = True: needs classes; set config.model.num_classes"
-    yield from _check_guidance(sample.guidance, null_class)
+    # A prior knows "no caption" in place of "no label".
+    yield from _check_guidance(sample.guidance, null_class or model.get("null_text", False))
     dropout = config.diffusion.label_dropout
     if dropout and not null_class:
         yield (

@@ -49,7 +49,7 @@ def check(config: Any, task: Any, solver: Any, plan: Any) -> None:
         ConfigError: one line with the guidance, the reason and the remedy.
     """
     settings, items = config.sample, build_all(config.sample.guidance)
-    if "guidance" in getattr(task, "scalars", ()) and not _only_a_scale(items):
+    if "guidance" in getattr(task, "scalars", ()) and not only_a_scale(items):
         raise ConfigError(
             f"{FIELD} = {settings.guidance}: this network is told the scale and guides itself; "
             "give one classifier_free(scale=...) with nothing else, or ()"
@@ -89,7 +89,8 @@ def check(config: Any, task: Any, solver: Any, plan: Any) -> None:
             _check_cfg_plus_plus(where, settings, solver)
 
 
-def _only_a_scale(items: Sequence[diffusion.Guidance]) -> bool:
+def only_a_scale(items: Sequence[diffusion.Guidance]) -> bool:
+    """Whether one number says it all: no guidance, or a plain classifier-free one."""
     plain = classifier_free(w=0.0)
     return not items or (
         len(items) == 1

@@ -28,6 +28,8 @@ _LEAVES = {
     # CLIP's.
     "class_token": "class_embedding",
     "log_scale": "logit_scale",
+    # The prior's.
+    "query": "prd_embedding",
 }
 
 

@@ -121,4 +121,4 @@ def test_mistakes():
         ZeroShot(only=("place", "top"))(encoder)
     with pytest.raises(ConfigError, match="zero_shot: fields: scenes has no 'size'"):
         ZeroShot(only=("size", "small"))(encoder)
-    assert {METRICS[name].needs for name in ("retrieval", "zero_shot")} == {"model"}
+    assert {METRICS[name].needs for name in ("retrieval", "zero_shot")} == {"encoder"}

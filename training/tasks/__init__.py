@@ -7,13 +7,16 @@ from jaxtyping import Array, Float, Key
 
 from training.components import build
 from training.tasks import (
+    autoregressive_prior,
     classifier,
     clip,
     consistency,
     diffusion,
     guidance_distillation,
     meanflow,
+    prior,
     progressive,
+    regression_prior,
     scm,
     shortcut,
 )
@@ -58,6 +61,9 @@ TASKS = {
     "scm": scm.SCMTask,
     "meanflow": meanflow.MeanFlowTask,
     "shortcut": shortcut.ShortcutTask,
+    "prior": prior.PriorTask,
+    "autoregressive_prior": autoregressive_prior.AutoregressivePriorTask,
+    "regression_prior": regression_prior.RegressionPriorTask,
 }
 
 
