@@ -3,8 +3,8 @@
 A metric is made from literals and called as `metric(images, labels, config)` with uint8 images
 [count height width channels], int labels [count] or None, and the config of the run; it returns a
 dict of JSON values. Two kinds are of the run itself, in place of its samples: one with
-`needs = "encoder"` is called as `metric(encoder)` with a CLIP's `training.encoder.Encoder`, one with
-`needs = "model"` as `metric(task, params, config)`. A new one is one file and one line here.
+`needs = "encoder"` is called as `metric(encoder)`, with a CLIP's `training.encoder.Encoder`; one
+with `needs = "model"` as `metric(task, params, config)`. A new one is one file and one line here.
 """
 
 from evaluation.caption_accuracy import SceneAccuracy

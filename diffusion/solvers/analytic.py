@@ -11,6 +11,7 @@ bound it by the square of half the range of the data, theorem 2.)
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,13 +51,13 @@ class EpsEstimates(NamedTuple):
         variance = np.exp(-self.logsnr) * (1.0 - self.eps_square)
         return np.interp(logsnr, self.logsnr, np.clip(variance, 0.0, self.data_square))
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the numbers as JSON."""
         numbers = {name: np.asarray(value).tolist() for name, value in self._asdict().items()}
         Path(path).write_text(json.dumps(numbers))
 
 
-def load(path: str | Path) -> EpsEstimates:
+def load(path: str | os.PathLike[str]) -> EpsEstimates:
     """What `EpsEstimates.save` wrote.
 
     Raises:
