@@ -187,6 +187,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
                 )
         axis.set(xscale="log", yscale="log", xlabel="network calls", ylabel=what)
         axis.set_xticks(CALLS, [str(c) for c in CALLS])
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
     axes[0].axhline(result["real"]["distance"], color="black", linewidth=1, linestyle=":")
     axes[0].legend(fontsize=7, ncols=2)
