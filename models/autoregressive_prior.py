@@ -12,8 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from models.caption import NO_TEXT, Caption, CaptionSettings
-from models.causal import Block, KeysValues, LayerNorm, Tokens, linear, looks_back
+from models.causal import Block, KeysValues, looks_back
 from models.functional import Network, Params, functional, normal, scan, stack
+from models.transformer import LayerNorm, Tokens, linear
 
 # Entry of the condition: the code of the dot product of image and text embedding, int [batch].
 DOT = "dot"

@@ -6,9 +6,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from models.causal import LayerNorm, linear
 from models.functional import Network, functional, scan, stack
 from models.settings import Settings
+from models.transformer import LayerNorm, linear
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Shaped
 
-from models.causal import Tokens, linear
 from models.functional import normal
 from models.settings import Settings
+from models.transformer import Tokens, linear
 
 FIELDS = ("text_embedding", "text_features", "text_mask")
 # True where the caption is withheld: bool [batch], of networks with null_text.

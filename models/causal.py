@@ -7,11 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from models.functional import normal
-from models.layers import Linear
-
-Tokens = Float[Array, "batch tokens width"]
-_NORM_EPS = 1e-5
+from models.transformer import LayerNorm, Tokens, linear
 
 
 class KeysValues(NamedTuple):
@@ -19,22 +15,6 @@ class KeysValues(NamedTuple):
 
     keys: Float[Array, "batch length heads channels"]
     values: Float[Array, "batch length heads channels"]
-
-
-class LayerNorm(nnx.Module):
-    """Layer normalization over the last axis with scale and bias; statistics in float32."""
-
-    def __init__(self, width: int):
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
-
-    def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
-        """Of the type of x."""
-        exact = x.astype(jnp.float32)
-        centered = exact - exact.mean(-1, keepdims=True)
-        variance = jnp.square(centered).mean(-1, keepdims=True)
-        gain = jax.lax.rsqrt(variance + _NORM_EPS) * self.scale[...]
-        return (centered * gain + self.bias[...]).astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -77,13 +57,6 @@ class Block(nnx.Module):
         x = x + self.projection(attended.reshape(x.shape))
         x = x + self.mlp2(jax.nn.gelu(self.mlp1(self.norm2(x)), approximate=False))
         return x if cache is None else (x, cache)
-
-
-def linear(inputs: int, outputs: int, std: float, dtype: str) -> Linear:
-    """A dense layer whose kernel starts at N(0, std^2) and whose bias starts at zero."""
-    layer = Linear(inputs, outputs, init="ddpm", dtype=dtype)
-    layer.kernel = normal((inputs, outputs), std)
-    return layer
 
 
 def looks_back(

@@ -8,9 +8,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Num, PyTree
 
 from models.caption import Caption, CaptionSettings
-from models.causal import Block, LayerNorm, linear, looks_back
+from models.causal import Block, looks_back
 from models.embeddings import sinusoidal
 from models.functional import Network, functional, normal, scan, stack
+from models.transformer import LayerNorm, linear
 
 
 @dataclasses.dataclass(frozen=True)
