@@ -9,7 +9,6 @@ best and the worst. Memory is that of this process and its workers, without cach
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import sys
 import time
@@ -18,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
-from training import command_line, components
+from benchmarks import command
+from training import command_line
 from training.components import ConfigError
-from training.config import freeze, validate
-from training.files import atomic_write
 from training.loop import make_loader, make_source
 from training.workdir import provenance
 
@@ -49,20 +46,14 @@ def main(arguments: Sequence[str]) -> None:
     if flags.seconds <= 0 or flags.repeats < 1:
         parser.error("--seconds must be above 0 and --repeats at least 1")
     try:
-        config = command_line.read(flags.config)
-        command_line.override(config, overrides)
-        validate(config)
-        components.check(config)
+        config = command.checked_config(flags.config, overrides)
         fields = tuple(filter(None, flags.fields.split(",")))
-        result = measure(
-            freeze(config), fields, list(map(int, workers)), flags.seconds, flags.repeats
-        )
+        result = measure(config, fields, list(map(int, workers)), flags.seconds, flags.repeats)
     except ConfigError as error:
         parser.error(str(error))
     result = {"config": flags.config, "overrides": overrides} | result
     print(table(result))
-    if flags.json:
-        atomic_write(epath.Path(flags.json), (json.dumps(result, indent=2) + "\n").encode())
+    command.write_json(flags.json, result)
 
 
 def measure(

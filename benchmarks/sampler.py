@@ -12,7 +12,6 @@ draws with the same network under diffusers' scheduler beside it, in turn, and g
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,14 +19,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 import models
-from benchmarks import diffusers_job, peer
-from training import allocator, command_line, components, flops, tasks
+from benchmarks import command, diffusers_job, peer
+from training import allocator, command_line, flops, tasks
 from training.components import ConfigError
-from training.config import freeze, validate
-from training.files import atomic_write
 from training.mesh import batch_sharding, batch_ways, make_mesh, replicated
 from training.sampler import build_sampler, sample_labels
 from training.workdir import provenance
@@ -47,11 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     if flags.draws < 1:
         parser.error(f"--draws={flags.draws}: must be at least 1")
     try:
-        config = command_line.read(flags.config)
-        command_line.override(config, overrides)
-        validate(config)
-        components.check(config)
-        config = freeze(config)
+        config = command.checked_config(flags.config, overrides)
         allocator.keep_freed_memory()
         jobs = {mode: diffusers_job.sample_job(config, mode) for mode in peer.modes(flags)}
         result = measure(config, flags.draws, jobs, flags.peer_python)
@@ -59,8 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(str(error))
     result = {"config": flags.config, "overrides": overrides} | result
     print(table(result))
-    if flags.json:
-        atomic_write(epath.Path(flags.json), (json.dumps(result, indent=2) + "\n").encode())
+    command.write_json(flags.json, result)
 
 
 def measure(
@@ -70,7 +61,7 @@ def measure(
 
     jobs, python: of the peers to time in turn with it, by name; see `peer.against`.
     """
-    task = components.lookup(tasks.TASKS, config.task, "config.task")(config)
+    task = tasks.make_task(config)
     sampler = build_sampler(config, task)
     mesh = make_mesh(**config.mesh)
     count = config.sample.batch_size

@@ -11,7 +11,6 @@ trains the same network in PyTorch beside it, step by step in turn, and gives th
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,15 +18,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
 import models
-from benchmarks import diffusers_job, peer
-from training import allocator, command_line, components, flops, run
+from benchmarks import command, diffusers_job, peer
+from training import allocator, command_line, flops, run
 from training.components import ConfigError
-from training.config import freeze, validate
-from training.files import atomic_write
 from training.workdir import provenance
 
 _WARM_UP = 2
@@ -45,11 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     if flags.steps < 1:
         parser.error(f"--steps={flags.steps}: must be at least 1")
     try:
-        config = command_line.read(flags.config)
-        command_line.override(config, overrides)
-        validate(config)
-        components.check(config)
-        config = freeze(config)
+        config = command.checked_config(flags.config, overrides)
         allocator.keep_freed_memory()
         jobs = {mode: diffusers_job.train_job(config, mode) for mode in peer.modes(flags)}
         result = measure(config, flags.steps, jobs, flags.peer_python)
@@ -57,8 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(str(error))
     result = {"config": flags.config, "overrides": overrides} | result
     print(table(result))
-    if flags.json:
-        atomic_write(epath.Path(flags.json), (json.dumps(result, indent=2) + "\n").encode())
+    command.write_json(flags.json, result)
 
 
 def measure(

@@ -65,6 +65,7 @@ def test_command_line_to_table_and_json(monkeypatch, tmp_path, capsys):
         [
             "--config=configs/digits.py:smoke",
             "--config.sample.guidance=()",
+            "--config.task=diffusion()",
             "--draws=1",
             f"--json={path}",
         ]

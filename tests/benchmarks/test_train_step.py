@@ -79,7 +79,7 @@ def test_measure(fake):
 
 
 def test_command_line_to_table_and_json(fake, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train_step.components, "check", lambda config: None)
+    monkeypatch.setattr(train_step.command.components, "check", lambda config: None)
     path = tmp_path / "out.json"
     train_step.main(
         [
