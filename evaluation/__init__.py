@@ -5,8 +5,9 @@ A metric is made from literals and called as `metric(images, labels, config)` wi
 dict of JSON values. A new one is one file and one line here.
 """
 
+from evaluation.caption_accuracy import SceneAccuracy
 from evaluation.class_accuracy import ClassAccuracy
 
-METRICS = {"class_accuracy": ClassAccuracy}
+METRICS = {"class_accuracy": ClassAccuracy, "scene_accuracy": SceneAccuracy}
 
 __all__ = ["METRICS"]

@@ -17,6 +17,9 @@ _OFFSETS = (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75)
 # Standard deviations of the blur of a template's edges, in pixels.
 _SOFTNESS = (0.0, 0.8)
 _SUPERSAMPLING = 8
+# Luma counts fully and what is orthogonal to it 0.4: compression spoils the colours first.
+_LUMA = np.array([0.299, 0.587, 0.114]) / np.linalg.norm([0.299, 0.587, 0.114])
+_WEIGHTS = (0.4 * np.eye(3) + 0.6 * np.outer(_LUMA, _LUMA)).astype(np.float32)
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> Bool[np.ndarray, "..."]:
@@ -50,7 +53,6 @@ class Fit:
         row, column: pixel that the window of the template is about.
         template: index in the bank.
         contrast: colour of the object minus that of the background, of 255.
-        energy: squares that it explains, summed over pixels and channels.
         margin: share of the energy by which the shape is better than the next best.
     """
 
@@ -58,7 +60,6 @@ class Fit:
     column: Int[np.ndarray, " count"]
     template: Int[np.ndarray, " count"]
     contrast: Float[np.ndarray, "count 3"]
-    energy: Float[np.ndarray, " count"]
     margin: Float[np.ndarray, " count"]
 
 
@@ -72,7 +73,11 @@ class Bank:
         self.window = 2 * self.half + 1
         places = [(dy, dx) for dy in _OFFSETS for dx in _OFFSETS]
         self.of = [
-            (s, r, place, soft) for s in shapes for r in RADII for place in places for soft in _SOFTNESS
+            (shape, radius, place, soft)
+            for shape in shapes
+            for radius in RADII
+            for place in places
+            for soft in _SOFTNESS
         ]
         masks = np.stack([self._mask(*key) for key in self.of])
         self.masks = masks.reshape(len(shapes), -1, self.window, self.window)
@@ -113,7 +118,7 @@ class Bank:
         self, images: Float32[np.ndarray, "count side side 3"]
     ) -> tuple[Int[np.ndarray, " count"], Int[np.ndarray, " count"]]:
         """(row, column) of the pixel that the most conspicuous object is about."""
-        transform = scipy.fft.rfft2(self._pad(images).transpose(0, 3, 1, 2))
+        transform = scipy.fft.rfft2(self._pad(images @ _WEIGHTS).transpose(0, 3, 1, 2))
         best = np.zeros((len(images), self.side, self.side), np.float32)
         inner = slice(self.half, self.half + self.side)
         for mask in self._coarse:
@@ -131,7 +136,7 @@ class Bank:
         seen = self._pad(images)[self._windows(row, column)]
         seen = seen.reshape(len(images), -1, 3).transpose(0, 2, 1)
         match = seen @ self._unit
-        energy = (match**2).sum(1)
+        energy = (np.einsum("nct,cw->nwt", match, _WEIGHTS) ** 2).sum(1)
         template = energy.argmax(1)
         each = np.arange(len(images))
         by_shape = np.sort(energy.reshape(len(images), len(self.shapes), -1).max(2), axis=1)
@@ -141,7 +146,6 @@ class Bank:
             column,
             template,
             match[each, :, template] / np.sqrt(self.area[template])[:, None],
-            best,
             (best - by_shape[:, -2]) / np.maximum(best, 1e-6),
         )
 
@@ -186,7 +190,8 @@ class Bank:
             near = np.hypot(place[None, :] - x, place[:, None] - y) <= reach
             left[n] = (rest[n][near] ** 2).sum() - noise[n] * near.sum()
         left = np.maximum(left, 0)
-        return left / np.maximum(left + fit.energy, 1e-6)
+        explained = (fit.contrast**2).sum(1) * self.area[fit.template]
+        return left / np.maximum(left + explained, 1e-6)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ _SIDE = 32
 # How far a fitted radius may be from that of its size, in sides of the image.
 _SIZE_TOLERANCE = 0.025
 # Distances between colours, of 255 a channel. Orange and yellow are 78 apart, the closest two.
-_COLOUR_TOLERANCE = 45.0
+_COLOUR_TOLERANCE = 60.0
 # Share of its difference from the background that a colour may have.
 _PALENESS = (0.65, 1.1)
 _BACKGROUND_TOLERANCE = 60.0
@@ -161,9 +161,7 @@ def _apart(a: Seen, b: Seen) -> bool:
     return math.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius
 
 
-def _seen(
-    bank: Bank, fit: Fit, n: int, behind: Float[np.ndarray, " 3"], left_over: float
-) -> Seen:
+def _seen(bank: Bank, fit: Fit, n: int, behind: Float[np.ndarray, " 3"], left_over: float) -> Seen:
     shape, radius, *_ = bank.of[fit.template[n]]
     size = min(SIZES, key=lambda name: abs(SIZES[name] - radius))
     if abs(SIZES[size] - radius) > _SIZE_TOLERANCE:
