@@ -108,7 +108,7 @@ class TestSceneAccuracy:
     @pytest.fixture(autouse=True)
     def drawn(self, monkeypatch, real):
         """The real images are drawn, not read from disk."""
-        images, drawn = real("test", 32)
+        images, drawn = real("test", 32, 80)
         labels = np.array([scene.label for scene in drawn])
         monkeypatch.setattr(SceneAccuracy, "_real", lambda self, config: (images, labels))
         return images, labels
