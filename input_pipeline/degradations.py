@@ -37,13 +37,11 @@ def random_blur(images: Images, key: Key[Array, ""], probability: float) -> Imag
     return jnp.where(chosen, blur(images), images)
 
 
-def add_noise(
-    images: Images, key: Key[Array, ""], level: Float[Array, " batch"]
-) -> Images:
+def add_noise(images: Images, key: Key[Array, ""], level: Float[Array, " batch"]) -> Images:
     """Noise of a level for each image, from 0 (none) to 1 (nothing else).
 
-    cos(pi level / 2) of the image and sin(pi level / 2) of noise: the noise conditioning
-    augmentation of Ho et al. (2021, "Cascaded diffusion models") and Imagen, on the cosine schedule.
+    cos(pi level / 2) of the image and sin(pi level / 2) of noise, the cosine schedule: the noise
+    conditioning augmentation of Ho et al. (2021, "Cascaded diffusion models") and Imagen.
     """
     angle = 0.5 * jnp.pi * level[:, None, None, None]
     return jnp.cos(angle) * images + jnp.sin(angle) * jax.random.normal(key, images.shape)
@@ -181,7 +179,7 @@ def _kernels(
 
 
 def _noise(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
-    """Of level 2 to 25: each channel its own (40%), grey (40%), or channels correlated at random."""
+    """Of level 2 to 25: 40% each channel its own, 40% grey, the others correlated at random."""
     keys = jax.random.split(key, 5)
     batch = shape[0]
     level = jax.random.randint(keys[0], (batch,), 2, 26)

@@ -1,4 +1,4 @@
-"""What storing as JPEG does to images, on the device: the lossy steps without the entropy coding."""
+"""What storing as JPEG does to images, on the device: all steps that lose something."""
 
 import functools
 
