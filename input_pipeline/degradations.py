@@ -184,8 +184,13 @@ def _noise(key: Key[Array, ""], shape: tuple[int, ...]) -> Images:
     batch = shape[0]
     level = jax.random.randint(keys[0], (batch,), 2, 26)
     normal = jax.random.normal(keys[1], shape)
-    turn, _ = jnp.linalg.qr(jax.random.normal(keys[2], (batch, 3, 3)))
-    mix = turn * jnp.sqrt(jax.random.uniform(keys[3], (batch, 1, 3)))
+    # Random axes, orthonormal: by hand, since a QR decomposition takes long to compile.
+    first, second = jax.random.normal(keys[2], (2, batch, 3))
+    first /= jnp.linalg.norm(first, axis=1, keepdims=True)
+    third = jnp.cross(first, second)
+    third /= jnp.linalg.norm(third, axis=1, keepdims=True)
+    axes = jnp.stack([first, jnp.cross(third, first), third], axis=2)
+    mix = axes * jnp.sqrt(jax.random.uniform(keys[3], (batch, 1, 3)))
     correlated = jnp.einsum("bhwc,bdc->bhwd", normal, mix)
     grey = jnp.broadcast_to(normal[..., :1], shape)
     which = jax.random.uniform(keys[4], (batch, 1, 1, 1))
