@@ -10,6 +10,7 @@ from jaxtyping import Int, UInt8
 
 import input_pipeline
 from evaluation import scenes
+from input_pipeline.decoder import Decoder
 from input_pipeline.sources.shapes_render import BACKGROUNDS, COLOURS, SHAPES, SIZES
 from training import components
 from training.components import ConfigError
@@ -195,8 +196,9 @@ class SceneAccuracy:
             name + _arguments(arguments | {"split": self.split}),
             _FIELD,
         )
-        count = min(self.max_examples, len(source))
-        examples = source.examples(range(count), ("image", "label"))
+        size, fields = config.data.image_size, ("image", "label")
+        decoder = Decoder(source, size, config.data.channels, fields, "raise")
+        examples = list(decoder(range(min(self.max_examples, len(source))), []))
         return (
             np.stack([example["image"] for example in examples]),
             np.array([example["label"] for example in examples]),

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 # In the order of the numbers that `weights` takes.
@@ -53,7 +52,8 @@ def weights(
         # The nearest pixel is never lost, however narrow the blur.
         jnp.exp(-0.5 * (off**2 - jnp.min(off, axis=1, keepdims=True) ** 2) / sigma**2),
     )
-    matrix = jnp.where(column < size_in, jnp.select([method == n for n in range(4)], kernels), 0)
+    chosen = [jnp.asarray(method) == n for n in range(len(METHODS))]
+    matrix = jnp.where(column < size_in, jnp.select(chosen, kernels), 0)
     return matrix / matrix.sum(axis=1, keepdims=True)
 
 
@@ -84,7 +84,7 @@ def resize(
     if method not in METHODS[:3]:
         allowed = ", ".join(map(repr, METHODS[:3]))
         raise ValueError(f"method: {method!r} is none of {allowed}")
-    kind = np.int32(METHODS.index(method))
+    kind = METHODS.index(method)
     rows, columns = (
         weights(kind, before, after, before, after)
         for before, after in zip(images.shape[1:3], size, strict=True)

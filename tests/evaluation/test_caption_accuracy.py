@@ -1,10 +1,15 @@
+import io
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
+import input_pipeline
 from evaluation import scenes
 from evaluation.caption_accuracy import SceneAccuracy, caption_accuracy, parse
 from input_pipeline.sources import shapes_render
+from input_pipeline.sources.base import Source
 from training.components import ConfigError
 
 COUNT = 200
@@ -102,20 +107,39 @@ def test_noise_shows_nothing():
     assert result["unknown"]["background"] > 0.9
 
 
+class Drawn(Source):
+    """The source `shapes`, drawn and not read from disk."""
+
+    name, fields, fingerprint = "shapes", ("image", "label"), ""
+
+    def __init__(self, size: int, split: str):
+        self.size, self.split = size, split
+
+    def __len__(self):
+        return 80
+
+    def example(self, index, fields):
+        scene = shapes_render.scene(self.split, index)
+        file = io.BytesIO()
+        Image.fromarray(shapes_render.render(scene, self.size)).save(file, "png")
+        return {"image": file.getvalue(), "label": scene.label}
+
+
 class TestSceneAccuracy:
-    CONFIG = ConfigDict({"data": {"source": "shapes(size=32, split='train')"}})
+    CONFIG = ConfigDict(
+        {"data": {"source": "shapes(size=32, split='train')", "image_size": 32, "channels": 3}}
+    )
 
     @pytest.fixture(autouse=True)
     def drawn(self, monkeypatch, real):
-        """The real images are drawn, not read from disk."""
+        monkeypatch.setitem(input_pipeline.SOURCES, "shapes", Drawn)
         images, drawn = real("test", 32, 80)
-        labels = np.array([scene.label for scene in drawn])
-        monkeypatch.setattr(SceneAccuracy, "_real", lambda self, config: (images, labels))
-        return images, labels
+        return images, np.array([scene.label for scene in drawn])
 
     def test_real_images(self, drawn):
         result = SceneAccuracy()(*drawn, self.CONFIG)
         assert result["accuracy"] == result["reader_accuracy"] >= 0.99
+        assert result["reader_count"] == len(drawn[0])
         assert result["objects"]["none"] == result["objects"]["more"] == 0
         assert result["objects"]["one"] + result["objects"]["two"] == 1
 

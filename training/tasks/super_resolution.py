@@ -156,10 +156,10 @@ class SuperResolutionTask(DiffusionTask):
         """
         images = diffusion.to_model(jnp.asarray(self.true_images(indices)))
         small = degrade(images, jax.random.key(0), self.low, "none")
-        told = []
+        level, told = jnp.full(1, self.sampling_noise, jnp.float32), []
         for index, image in zip(indices, small, strict=True):
             key = jax.random.fold_in(jax.random.key(0), int(index))
-            told.append(self._told(image[None], jnp.full(1, self.sampling_noise), key))
+            told.append(self._told(image[None], level, key))
         return {name: np.concatenate([part[name] for part in told]) for name in told[0]}
 
     def beside(
@@ -188,6 +188,11 @@ def _concatenating(network: Network):
     """The network's call with the low-resolution image of the condition on its input channels."""
 
     def apply(params, x, time, condition, **kwargs):
+        if LOW not in (condition or {}):
+            raise ValueError(
+                f"condition has no {LOW!r}: an upsampler has to be told low-resolution images, which "
+                "training, previews and --mode=sample do, and other jobs do not"
+            )
         rest = {name: value for name, value in condition.items() if name != LOW}
         if AUGMENTATION in rest:
             # Its sinusoids are those of an index of a thousand steps.

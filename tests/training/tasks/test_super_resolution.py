@@ -153,19 +153,15 @@ def test_samples_at_full_size_and_the_preview_beside_them(task, params):
     np.testing.assert_allclose(pictures[:, :, 16:32], samples, atol=1 / 127)
 
 
-def test_a_network_of_convolutions_alone_is_the_same_at_every_size(task, params):
-    """Far from the border, an image and a larger one with it in the middle agree."""
-    config = task.config.model
-    settings = {k: v for k, v in config.to_dict().items() if k != "name"} | {"norm_groups": 1}
-    with pytest.raises(ValueError, match="attention_resolutions"):
-        models.MODELS["unet"](
-            **settings | {"attention_resolutions": (3,)},
-            in_channels=6,
-            out_channels=3,
-            image_size=8,
-        )
+def test_the_network_has_no_attention(params):
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert any("middle" in name for name in names)
     assert not any("attention" in name for name in names)
+
+
+def test_without_a_low_image_it_says_what_is_missing(task, params):
+    with pytest.raises(ValueError, match="has to be told low-resolution images"):
+        task.network.apply(params, jnp.ones((1, 8, 8, 3)), jnp.zeros(1), None)
 
 
 @pytest.mark.parametrize(
