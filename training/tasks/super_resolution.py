@@ -190,8 +190,8 @@ def _concatenating(network: Network):
     def apply(params, x, time, condition, **kwargs):
         if LOW not in (condition or {}):
             raise ValueError(
-                f"condition has no {LOW!r}: an upsampler has to be told low-resolution images, which "
-                "training, previews and --mode=sample do, and other jobs do not"
+                f"condition has no {LOW!r}: an upsampler has to be told low-resolution images; "
+                "training, previews and --mode=sample do so, other jobs do not"
             )
         rest = {name: value for name, value in condition.items() if name != LOW}
         if AUGMENTATION in rest:
