@@ -17,6 +17,11 @@ def images():
     return jnp.asarray(np.stack(drawn), jnp.float32)
 
 
+@pytest.fixture(scope="module")
+def run_bsr():
+    return jax.jit(lambda images, key: bsr(images, key, 16))
+
+
 def test_blur_is_scipys(images):
     expected = ndimage.gaussian_filter(
         np.asarray(images, np.float64), (0, 0.6, 0.6, 0), mode="mirror", truncate=1.2
@@ -56,10 +61,9 @@ def test_kernels_are_blurs_of_random_widths():
     assert 0 <= rows.min() < 0.2
 
 
-def test_bsr(images):
+def test_bsr(images, run_bsr):
     """In range, different for each image and key, and still the image."""
-    run = jax.jit(lambda x, key: bsr(x, key, 16))
-    results = [np.asarray(run(images, jax.random.key(i))) for i in range(12)]
+    results = [np.asarray(run_bsr(images, jax.random.key(i))) for i in range(12)]
     assert all(x.shape == (8, 16, 16, 3) and np.isfinite(x).all() for x in results)
     assert min(x.min() for x in results) >= 0
     assert max(x.max() for x in results) <= 255
@@ -69,13 +73,13 @@ def test_bsr(images):
     # Far from unchanged, nearer to its own image than to another one.
     assert np.mean(losses) > 3
     assert np.mean(losses) < np.mean([abs(x - np.roll(clean, 1, 0)).mean() for x in results])
-    same = run(images, jax.random.key(3))
+    same = run_bsr(images, jax.random.key(3))
     np.testing.assert_array_equal(same, results[3])
 
 
-def test_bsr_of_a_plain_image_keeps_its_colour():
-    plain = jnp.broadcast_to(jnp.array([200.0, 90.0, 40.0]), (16, 32, 32, 3))
-    mean = np.asarray(jax.jit(lambda x, key: bsr(x, key, 16))(plain, KEY)).mean((0, 1, 2))
+def test_bsr_of_a_plain_image_keeps_its_colour(run_bsr):
+    plain = jnp.broadcast_to(jnp.array([200.0, 90.0, 40.0]), (8, 32, 32, 3))
+    mean = np.asarray(run_bsr(plain, KEY)).mean((0, 1, 2))
     np.testing.assert_allclose(mean, [200, 90, 40], atol=4)
 
 

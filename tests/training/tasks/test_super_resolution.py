@@ -82,7 +82,7 @@ def test_examples_are_the_same_crops_of_both(task, batch):
     assert told[AUGMENTATION].min() >= 0.1
     assert told[AUGMENTATION].max() <= 0.3
     assert len(np.unique(told[AUGMENTATION])) == 6
-    whole = diffusion.to_model(batch["image"])
+    whole = np.asarray(diffusion.to_model(batch["image"]))
     for n, crop in enumerate(images):
         windows = np.lib.stride_tricks.sliding_window_view(whole[n], (8, 8), axis=(0, 1))
         found = np.argwhere(np.all(windows == np.moveaxis(crop, -1, 0), axis=(2, 3, 4)))
@@ -91,7 +91,7 @@ def test_examples_are_the_same_crops_of_both(task, batch):
     plain = make_task("super_resolution(low=8, degradation='none', noise=(0, 0), crop=0.5)")
     assert plain.scalars == ()
     images, told = plain.examples(batch, KEY, KEY)
-    small = degrade(whole, KEY, 8, "none")
+    small = degrade(jnp.asarray(whole), KEY, 8, "none")
     large = np.asarray(resize(small, (16, 16), "bicubic"))
     for n, (crop, low) in enumerate(zip(images, told[LOW], strict=True)):
         windows = np.lib.stride_tricks.sliding_window_view(whole[n], (8, 8), axis=(0, 1))
