@@ -63,8 +63,12 @@ def test_each_image_has_its_own_matrix():
     matrices = jnp.stack([weights(0, 32, size, 32, 16) for size in (16, 8)])
     columns = jnp.stack([weights(0, 48, size, 48, 24) for size in (24, 12)])
     both = apply(jnp.asarray(X), matrices, columns)
-    np.testing.assert_allclose(both[0], resize(X[:1], (16, 24), "bilinear")[0], atol=1e-3)
-    np.testing.assert_allclose(both[1, :8, :12], resize(X[1:], (8, 12), "bilinear")[0], atol=1e-3)
+    np.testing.assert_allclose(
+        both[0], resize(jnp.asarray(X[:1]), (16, 24), "bilinear")[0], atol=1e-3
+    )
+    np.testing.assert_allclose(
+        both[1, :8, :12], resize(jnp.asarray(X[1:]), (8, 12), "bilinear")[0], atol=1e-3
+    )
 
 
 def test_other_methods_are_refused():
