@@ -15,6 +15,9 @@ def unet() -> ConfigDict:
             "num_res_blocks": 2,
             # Feature resolutions in pixels that get self-attention.
             "attention_resolutions": (16,),
+            # Self-attention in the middle. False and attention_resolutions (): a network of
+            # convolutions alone, which takes images of any size.
+            "middle_attention": True,
             # Heads: a fixed number, or (when head_channels > 0) channels // head_channels.
             "num_heads": 1,
             "head_channels": 0,
@@ -189,6 +192,7 @@ def unet_encoder() -> ConfigDict:
     fields = unet()
     for name in ("null_class", "context", "context_dim", "transformer_depth", "embedding_dim"):
         del fields[name]
+    del fields["middle_attention"]
     fields.update(
         name="unet_encoder",
         channels=128,

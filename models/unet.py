@@ -58,7 +58,10 @@ class UNet(nnx.Module):
         self.encoder = nnx.List(encoder)
 
         self.middle = nnx.List(
-            [Block(config, width, width, attention=a, level=level) for a in (True, False)]
+            [
+                Block(config, width, width, attention=attention, level=level)
+                for attention in (config.middle_attention, False)
+            ]
         )
 
         for level, outputs in reversed(list(enumerate(widths))):

@@ -19,7 +19,9 @@ class UNetConfig:
     """What a U-Net is. The fields from `channels` on are those of `unet` in configs/networks.py.
 
     `resample` 'conv_symmetric' pads the strided convolution by one on every side (iDDPM), where
-    'conv' pads (0, 1) (DDPM). The attention in the middle is that of the last level.
+    'conv' pads (0, 1) (DDPM). The attention in the middle is that of the last level. Without any
+    attention a network takes images of other sizes than `image_size`, too: all that the levels can
+    halve.
     `scalars` are names of numbers of the condition that are told beside time; they are the task's
     (a step's length, a guidance scale) and no field of a config.
     Fields that cannot go together raise ValueError.
@@ -52,6 +54,7 @@ class UNetConfig:
     embedding_dim: int = 0
     fourier_features: tuple[int, ...] = ()
     scalars: tuple[str, ...] = ()
+    middle_attention: bool = True
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -75,7 +78,8 @@ class UNetConfig:
         return tuple(
             size
             for size in self.resolutions
-            if size in self.attention_resolutions or size == self.resolutions[-1]
+            if size in self.attention_resolutions
+            or (self.middle_attention and size == self.resolutions[-1])
         )
 
     def heads(self, width: int) -> int:
@@ -122,10 +126,11 @@ class UNetConfig:
         attended = [
             w for w, s in zip(widths, sizes, strict=True) if s in self.attention_resolutions
         ]
-        attended = sorted({*attended, widths[-1]})
+        if self.middle_attention:
+            attended = sorted({*attended, widths[-1]})
         name = "head_channels" if self.head_channels else "num_heads"
         split = all(width % getattr(self, name) == 0 for width in attended)
-        message = f"must divide the channels of levels with attention and of the last, {attended}"
+        message = f"must divide the channels of what has attention (levels, middle), {attended}"
         self._require(name, split, message)
 
     def _require(self, name: str, condition, message: str) -> None:

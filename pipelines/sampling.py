@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from fnmatch import fnmatch
 from typing import Any
 
@@ -89,6 +90,8 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
         what["snapshots"] = checkpoints.snapshots(workdir.checkpoints, step)
     if any(others):
         what["companions"] = [other and other.identity for other in others]
+    if hasattr(task, "sample_condition"):
+        what["told"] = {"task": config.task, "source": config.data.source}
     out = workdir.samples / _name(what)
     if _finished(out, count):
         _tell(f"all {count} samples are there already: {out / 'grid.png'}")
@@ -97,7 +100,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
     clock, chunks = Clock(), Chunks(out / "chunks", size)
     missing = chunks.missing(count)
     if missing:
-        _make_chunks(config, sampler, params, mesh, chunks, missing, clock)
+        _make_chunks(config, task, sampler, params, mesh, chunks, missing, clock)
     multihost_utils.sync_global_devices("sampled")
     if jax.process_index() == 0:
         split = clock.totals()
@@ -109,7 +112,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
             "images_per_second": rate(len(missing) * size, split) if missing else None,
             "provenance": provenance(),
         }
-        _merge(out, chunks, count, sampler.num_classes > 0, info)
+        _merge(out, chunks, count, sampler.num_classes > 0, info, getattr(task, "beside", None))
     multihost_utils.sync_global_devices("merged")
     _tell(os.fspath(out / "grid.png"))
 
@@ -173,11 +176,12 @@ def _finished(out: epath.Path, count: int) -> bool:
     return path.exists() and json.loads(path.read_text())["count"] == count
 
 
-def _make_chunks(config, sampler, params, mesh, chunks, missing, clock) -> None:
+def _make_chunks(config, task, sampler, params, mesh, chunks, missing, clock) -> None:
     rows = batch_sharding(mesh)
+    told_of = getattr(task, "sample_condition", lambda indices: {})
 
-    def draw(params, inputs, seed, indices, labels):
-        images = sampler.draw(params, inputs, jax.random.key(seed), indices, labels)
+    def draw(params, inputs, seed, indices, labels, told):
+        images = sampler.draw(params, inputs, jax.random.key(seed), indices, labels, told)
         return to_uint8(images)
 
     inputs = sampler.inputs(params)
@@ -185,7 +189,7 @@ def _make_chunks(config, sampler, params, mesh, chunks, missing, clock) -> None:
     def arguments(k: int):
         indices = chunks.rows(k)
         labels = sample_labels(config.sample.labels, sampler.num_classes, indices)
-        placed = jax.device_put((indices, labels), rows)
+        placed = jax.device_put((indices, labels, told_of(indices)), rows)
         return params, inputs, np.uint32(config.sample.seed), *placed
 
     with clock("compile"):
@@ -196,14 +200,19 @@ def _make_chunks(config, sampler, params, mesh, chunks, missing, clock) -> None:
             args = arguments(k)
             images = jax.block_until_ready(program(*args))
         with clock("write"):
-            chunks.write(k, args[-2], images=images, labels=args[-1])
+            chunks.write(k, args[-3], images=images, labels=args[-2])
         made = done * chunks.size
         progress.log(made, {"images/s": rate(made, clock.totals())})
     progress.close()
 
 
 def _merge(
-    out: epath.Path, chunks: Chunks, count: int, labelled: bool, info: dict[str, Any]
+    out: epath.Path,
+    chunks: Chunks,
+    count: int,
+    labelled: bool,
+    info: dict[str, Any],
+    beside: Callable[[np.ndarray, np.ndarray], np.ndarray] | None,
 ) -> None:
     """Chunks to what a person and other programs read: the first `count` samples."""
     # What it says is no longer so from here on; it comes back last.
@@ -221,5 +230,8 @@ def _merge(
     arrays = {"arr_0": images} | ({"arr_1": labels} if labelled else {})
     atomic_write(out / "samples.npz", npz(**arrays))
     texts = [str(label) for label in labels[:_GRID_IMAGES]] if labelled else None
-    save_png(out / "grid.png", grid(images[:_GRID_IMAGES], labels=texts))
+    shown = images[:_GRID_IMAGES]
+    if beside is not None:
+        shown = beside(shown, np.arange(len(shown), dtype=np.int32))
+    save_png(out / "grid.png", grid(shown, labels=texts))
     atomic_write(out / "info.json", (json.dumps(info, indent=2) + "\n").encode())

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,8 +31,8 @@ class Sampler:
     """Draws images; `sampler(params, seed, indices, labels)` runs it.
 
     Attributes:
-        draw: `(params, inputs, seed, indices, labels) -> images` in [-1, 1], to be traced into a
-            larger program; pass `inputs` as an argument of that program.
+        draw: `(params, inputs, seed, indices, labels, told) -> images` in [-1, 1], to be traced
+            into a larger program; pass `inputs` as an argument of that program.
         plan: `plan(params)`, the coefficients of every step; they depend on the parameters where
             the schedule is learned.
         guidances: of the configured sampler.
@@ -62,9 +62,13 @@ class Sampler:
         seed: Key[Array, ""],
         indices: Int[Array | np.ndarray, " batch"],
         labels: Int[Array | np.ndarray, " batch"],
+        told: Mapping[str, Any] | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        """Images of the given sample indices: each depends on seed and its own index and label."""
-        return self._program(params, self.inputs(params), seed, indices, labels)
+        """Images of the given sample indices: each depends on seed and its own index and label.
+
+        `told` is what a task's `sample_condition(indices)` says beside the labels.
+        """
+        return self._program(params, self.inputs(params), seed, indices, labels, told)
 
 
 def build_sampler(config: Any, task: Any, companions: Sequence[Any] = ()) -> Sampler:
@@ -125,8 +129,9 @@ def build_sampler(config: Any, task: Any, companions: Sequence[Any] = ()) -> Sam
         seed: Key[Array, ""],
         indices: Int[Array, " batch"],
         labels: Int[Array, " batch"],
+        told: Mapping[str, Any] | None = None,
     ) -> Float[Array, "batch height width channels"]:
-        condition = {"label": labels} if max(classes) else {}
+        condition = ({"label": labels} if max(classes) else {}) | dict(told or {})
         denoiser = guidance.denoiser_of(task, params)
         if guides_itself:
             scale = guidance.told_scale(inputs.guidances)
@@ -141,8 +146,8 @@ def build_sampler(config: Any, task: Any, companions: Sequence[Any] = ()) -> Sam
             )
         denoiser = diffusion.clip(denoiser, clip, settings.eps_after_clip)
         keys = diffusion.sample_keys(seed, indices)
-        told = condition or None
-        return diffusion.sample(denoiser, solver, inputs.plan, keys, task.image_shape, told)
+        shape = task.image_shape
+        return diffusion.sample(denoiser, solver, inputs.plan, keys, shape, condition or None)
 
     return Sampler(
         draw,

@@ -19,6 +19,7 @@ from training.tasks import (
     regression_prior,
     scm,
     shortcut,
+    super_resolution,
 )
 
 
@@ -29,7 +30,9 @@ class Task(Protocol):
     A task may have two more. `teachers`, a dict of `training.teacher.Teacher`: `loss` finds their
     parameters in its state, under these names, and `start(params, frozen)` gives the student's
     first parameters. `average`, a name of `config.ema`: `loss` finds that average under 'average'.
-    Both are read only: the state that `loss` returns is without them.
+    Both are read only: the state that `loss` returns is without them. A task whose samples are of
+    something gives `sample_condition(indices)`, what the network is told of each sample, and
+    `beside(images, indices)`, uint8 pictures that show the samples with it.
     """
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -64,6 +67,7 @@ TASKS = {
     "prior": prior.PriorTask,
     "autoregressive_prior": autoregressive_prior.AutoregressivePriorTask,
     "regression_prior": regression_prior.RegressionPriorTask,
+    "super_resolution": super_resolution.SuperResolutionTask,
 }
 
 

@@ -34,6 +34,8 @@ class DiffusionTask:
 
     # Numbers that the network is told beside time: 'step' and 'guidance' are the sampler's.
     scalars: tuple[str, ...] = ()
+    # Images side by side in the network's input: its own, and those that it is told beside.
+    inputs: int = 1
     # Trained runs whose parameters the loss finds in its state, by name (`training.teacher`).
     teachers: Mapping[str, Any] = types.MappingProxyType({})
 
@@ -67,7 +69,7 @@ class DiffusionTask:
             model.pop("name"),
             "config.model",
             **model,
-            in_channels=config.data.channels,
+            in_channels=config.data.channels * self.inputs,
             out_channels=config.data.channels * (2 if self.learned_variance else 1),
             image_size=config.data.image_size,
         )
