@@ -1,4 +1,4 @@
-"""Trains, samples and evaluates diffusion models and CLIP, and converts their data.
+"""Trains, samples and evaluates diffusion models, CLIP and stacks of them; converts their data.
 
     python main.py --config=configs/digits.py --workdir=runs/digits
     python main.py --config=configs/digits.py:smoke --workdir=runs/smoke --config.train.steps=5
@@ -9,7 +9,14 @@
     python main.py --mode=embed --workdir=runs/shapes_clip
     python main.py --mode=inspect --config=configs/digits.py --workdir=runs/digits
 
-Any field of configs/base.py can be set by --config.field=value.
+A stack of stages (configs/stack.py) is trained, asked and measured as one:
+
+    python main.py --config=configs/unclip_shapes.py --workdir=runs/unclip
+    python main.py --mode=generate --workdir=runs/unclip \\
+        --prompt="a small red circle on a blue background"
+    python main.py --mode=evaluate --workdir=runs/unclip
+
+Any field of configs/base.py, or configs/stack.py, can be set by --config.field=value.
 """
 
 import functools
@@ -27,6 +34,7 @@ from ml_collections import FrozenConfigDict
 from training import command_line, components
 from training.components import ConfigError, nearest
 from training.config import freeze, validate
+from training.stack import check_stack, is_stack, validate_stack
 
 # What each mode calls, with (config, workdir). Imported when called, and JAX with it: a mistake on
 # the command line is found before that.
@@ -43,10 +51,19 @@ MODES = {
     "quantize": "pipelines.quantize:quantize",
 }
 
+# The same of a config with stages.
+STACK_MODES = {
+    "train": "pipelines.stack:train",
+    "generate": "pipelines.generate:generate",
+    "evaluate": "evaluation.stack:evaluate",
+}
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "file.py or file.py:variant; default: that of --workdir")
 flags.DEFINE_string("workdir", None, "directory or bucket URL that holds all of the run")
-flags.DEFINE_string("mode", "train", " | ".join(MODES))
+flags.DEFINE_string("mode", "train", " | ".join(dict.fromkeys([*MODES, *STACK_MODES])))
+flags.DEFINE_multi_string("prompt", [], "what a picture is to show; as often as one likes")
+flags.DEFINE_string("prompts", None, "file with a prompt on each line")
 
 
 def exit_on_mistakes(function: Callable) -> Callable:
@@ -73,8 +90,9 @@ def parse(arguments: Sequence[str]) -> FrozenConfigDict:
         raise ConfigError(str(error)) from error
     if positional:
         raise ConfigError(f"{positional[0]!r} is no flag; write values as --flag=value")
-    if FLAGS.mode not in MODES:
-        raise ConfigError(f"--mode={FLAGS.mode}: no such mode; {nearest(FLAGS.mode, MODES)}")
+    if FLAGS.mode not in MODES | STACK_MODES:
+        allowed = MODES | STACK_MODES
+        raise ConfigError(f"--mode={FLAGS.mode}: no such mode; {nearest(FLAGS.mode, allowed)}")
     if not FLAGS.workdir:
         raise ConfigError("--workdir is missing: the directory for all that the run writes")
     path = FLAGS.config
@@ -86,8 +104,42 @@ def parse(arguments: Sequence[str]) -> FrozenConfigDict:
             raise ConfigError(f"--workdir={FLAGS.workdir}: no run there (it has no config.json)")
     config = command_line.read(path)
     command_line.override(config, overrides)
-    validate(config)
+    if FLAGS.mode not in (STACK_MODES if is_stack(config) else MODES):
+        raise ConfigError(_other_kind(config, path))
+    if prompts := _prompts():
+        if FLAGS.mode != "generate":
+            raise ConfigError(f"--prompt is for --mode=generate, not --mode={FLAGS.mode}")
+        config.generate.prompts = prompts
+    if is_stack(config):
+        validate_stack(config)
+    else:
+        validate(config)
     return freeze(config)
+
+
+def _prompts() -> tuple[str, ...]:
+    """Those of the command line: each --prompt, then the lines of --prompts."""
+    if not FLAGS.prompts:
+        return tuple(FLAGS.prompt)
+    try:
+        lines = epath.Path(FLAGS.prompts).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts={FLAGS.prompts}: cannot be read as text ({error})") from None
+    return (*FLAGS.prompt, *(line.strip() for line in lines if line.strip()))
+
+
+def _other_kind(config, path: str) -> str:
+    """A mode that a single run has and a stack has not, or the reverse."""
+    if is_stack(config):
+        stages = " or ".join(f"{FLAGS.workdir}/{name}" for name in config.order)
+        return (
+            f"--mode={FLAGS.mode} is of a single stage, and {path} has several; take its work "
+            f"directory: --workdir={stages}"
+        )
+    return (
+        f"--mode={FLAGS.mode} is of a stack of stages such as configs/unclip_shapes.py, and {path} "
+        "is the config of a single run"
+    )
 
 
 @exit_on_mistakes
@@ -96,11 +148,15 @@ def main(config: FrozenConfigDict) -> None:
     # The libraries tell of each step they take; of them only warnings are of use to a user.
     logging.set_verbosity(logging.WARNING)
     std_logging.getLogger("training").setLevel(std_logging.INFO)
-    components.check(config)
-    if FLAGS.mode in ("train", "sample"):
+    stacked = is_stack(config)
+    if stacked:
+        check_stack(config)
+    else:
+        components.check(config)
+    if FLAGS.mode in ("train", "sample", "generate") or stacked:
         # For their large programs; the other modes compute little.
         importlib.import_module("training.allocator").keep_freed_memory()
-    module, function = MODES[FLAGS.mode].split(":")
+    module, function = (STACK_MODES if stacked else MODES)[FLAGS.mode].split(":")
     getattr(importlib.import_module(module), function)(config, FLAGS.workdir)
 
 

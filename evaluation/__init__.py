@@ -11,6 +11,7 @@ from evaluation.caption_accuracy import SceneAccuracy
 from evaluation.class_accuracy import ClassAccuracy
 from evaluation.prior import PriorQuality
 from evaluation.retrieval import Retrieval, ZeroShot
+from evaluation.stack_metrics import CaptionAccuracy, DecodedQuality
 
 METRICS = {
     "class_accuracy": ClassAccuracy,
@@ -19,5 +20,11 @@ METRICS = {
     "scene_accuracy": SceneAccuracy,
     "zero_shot": ZeroShot,
 }
+# Called as `metric(pipeline, draw, config)` with a `pipelines.text_to_image.TextToImage` and the
+# config of its stack; see `evaluation.stack_metrics`.
+STACK_METRICS = {
+    "caption_accuracy": CaptionAccuracy,
+    "decoded_quality": DecodedQuality,
+}
 
-__all__ = ["METRICS"]
+__all__ = ["METRICS", "STACK_METRICS"]

@@ -51,7 +51,7 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
     if of["encoder"]:
         clip = encoder.load(directory, config.sample.ema, config.sample.checkpoint)
         about = {"checkpoint": clip.step, "ema": config.sample.ema}
-        _run(workdir, of["encoder"], about, lambda metric: metric(clip))
+        run_metrics(workdir, of["encoder"], about, lambda metric: metric(clip))
     if of["model"]:
         _evaluate_model(config, workdir, of["model"])
     if of["samples"]:
@@ -66,7 +66,7 @@ def _evaluate_samples(config: Any, workdir: Workdir, metrics: dict[str, Callable
     images, labels = arrays["arr_0"], arrays.get("arr_1")
     info = json.loads((samples / "info.json").read_text())
     run = lambda metric: metric(images, labels, config)  # noqa: E731
-    _run(workdir, metrics, about, run, {"info": info})
+    run_metrics(workdir, metrics, about, run, {"info": info})
     if jax.process_index() == 0:
         print(os.fspath(samples / "grid.png"), flush=True)
 
@@ -100,17 +100,17 @@ def _evaluate_model(config: Any, workdir: Workdir, metrics: dict[str, Callable])
     fields = config.to_dict()["sample"]
     about = {"checkpoint": step, "sample": {k: fields[k] for k in _SAMPLED}}
     about = json.loads(json.dumps(about))
-    _run(workdir, metrics, about, lambda metric: metric(task, params, config))
+    run_metrics(workdir, metrics, about, lambda metric: metric(task, params, config))
 
 
-def _run(
+def run_metrics(
     workdir: Workdir,
     metrics: dict[str, Callable],
     about: dict[str, Any],
     run: Callable[[Callable], dict[str, Any]],
     more: dict[str, Any] | None = None,
 ) -> None:
-    """A row of each metric; `about` is what it depends on, `more` goes with it."""
+    """A row of each metric, printed; `about` is what it depends on, `more` goes with it."""
     done = {spec: _find(_read(_path(workdir, spec)), {"metric": spec} | about) for spec in metrics}
     # Every process has looked before the first one writes.
     multihost_utils.sync_global_devices("evaluate")

@@ -23,13 +23,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusion.pixels import to_uint8
-from pipelines.chunks import Chunks, npz
+from pipelines.chunks import Chunks
+from pipelines.pictures import GRID_IMAGES, finished, store
 from training import checkpoints, companions, guidance, tasks
 from training.clock import Clock, Progress, rate
 from training.components import ConfigError, parse
 from training.config import differences
-from training.files import atomic_write
-from training.images import grid, save_png
 from training.mesh import batch_sharding, batch_ways, make_mesh
 from training.posthoc import is_posthoc
 from training.sampler import build_sampler, sample_labels
@@ -39,7 +38,6 @@ from training.workdir import Workdir, provenance
 _TRAINED = ("task", "data.image_size", "data.channels", "model.*", "diffusion.*")
 # Fields of the model that say only how it is computed.
 _COMPUTED = ("model.dtype", "model.attention", "model.remat", "model.dropout")
-_GRID_IMAGES = 100
 
 
 def sample(config: Any, directory: str | os.PathLike[str]) -> None:
@@ -93,7 +91,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
     if hasattr(task, "sample_condition"):
         what["told"] = {"task": config.task, "source": config.data.source}
     out = workdir.samples / _name(what)
-    if _finished(out, count):
+    if finished(out, count):
         _tell(f"all {count} samples are there already: {out / 'grid.png'}")
         return
 
@@ -112,7 +110,9 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
             "images_per_second": rate(len(missing) * size, split) if missing else None,
             "provenance": provenance(),
         }
-        _merge(out, chunks, count, sampler.num_classes > 0, info, getattr(task, "beside", None))
+        _store(
+            out, chunks.read(count), sampler.num_classes > 0, info, getattr(task, "beside", None)
+        )
     multihost_utils.sync_global_devices("merged")
     _tell(os.fspath(out / "grid.png"))
 
@@ -170,12 +170,6 @@ def _name(what: dict[str, Any]) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_") for part in parts)
 
 
-def _finished(out: epath.Path, count: int) -> bool:
-    """Whether the samples are complete: info.json is written last."""
-    path = out / "info.json"
-    return path.exists() and json.loads(path.read_text())["count"] == count
-
-
 def _make_chunks(config, task, sampler, params, mesh, chunks, missing, clock) -> None:
     rows = batch_sharding(mesh)
     told_of = getattr(task, "sample_condition", lambda indices: {})
@@ -206,32 +200,17 @@ def _make_chunks(config, task, sampler, params, mesh, chunks, missing, clock) ->
     progress.close()
 
 
-def _merge(
+def _store(
     out: epath.Path,
-    chunks: Chunks,
-    count: int,
+    rows: dict[str, np.ndarray],
     labelled: bool,
     info: dict[str, Any],
     beside: Callable[[np.ndarray, np.ndarray], np.ndarray] | None,
 ) -> None:
-    """Chunks to what a person and other programs read: the first `count` samples."""
-    # What it says is no longer so from here on; it comes back last.
-    (out / "info.json").unlink(missing_ok=True)
-    rows = chunks.read(count)
     images, labels = rows["images"], rows["labels"]
-
-    pictures = {f"{i:06d}.png": image for i, image in enumerate(images)}
-    there = {path.name for path in out.glob("[0-9]*.png")}
-    for name in there - pictures.keys():
-        (out / name).unlink()
-    for name in sorted(pictures.keys() - there):
-        save_png(out / name, pictures[name])
-    # Names of ADM's evaluation: arr_0 are the images, arr_1 the labels.
     arrays = {"arr_0": images} | ({"arr_1": labels} if labelled else {})
-    atomic_write(out / "samples.npz", npz(**arrays))
-    texts = [str(label) for label in labels[:_GRID_IMAGES]] if labelled else None
-    shown = images[:_GRID_IMAGES]
+    texts = [str(label) for label in labels] if labelled else None
+    shown = images[:GRID_IMAGES]
     if beside is not None:
         shown = beside(shown, np.arange(len(shown), dtype=np.int32))
-    save_png(out / "grid.png", grid(shown, labels=texts))
-    atomic_write(out / "info.json", (json.dumps(info, indent=2) + "\n").encode())
+    store(out, arrays, info, texts, shown)

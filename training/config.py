@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from configs import base, networks
+from configs import base, networks, stack
 from training import posthoc
 from training.components import ConfigError, nearest, parse
 from training.files import atomic_write
@@ -59,7 +59,7 @@ def no_field(field: str, known: Collection[str]) -> str:
 
 
 def load(source: epath.PathLike | Mapping) -> ConfigDict:
-    """Reads a stored config on top of the defaults of `configs.base`.
+    """Reads a stored config, of a run or of a stack of them, on top of the defaults.
 
     Args:
         source: a path of a JSON file that `save` wrote, or its content as a dict. What it lacks
@@ -167,11 +167,14 @@ def _tuples(value: Any) -> Any:
 
 
 def _defaults(given: Section) -> ConfigDict:
-    """`configs.base` with the sections whose fields depend on the config itself.
+    """`configs.base` or, with stages, `configs.stack`; sections that depend on the config fitted.
 
     The names under ema are the config's own. The fields of model are those of the network; where
     `networks` has none of its name they are taken as given, and the network itself checks them.
     """
+    if isinstance(given.get("stages"), Section):
+        names = given["stages"]
+        return stack.get_config(**{name: _defaults(names[name]) for name in names})
     config = base.get_config()
     if isinstance(given.get("ema"), Section):
         config.ema = ConfigDict(dict(given["ema"]))

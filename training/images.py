@@ -29,7 +29,7 @@ def grid(
         columns: images in a row; 0: as square as possible.
         scale: every pixel becomes scale x scale (nearest neighbour); 0: the least that makes the
             smaller side 64 pixels or more.
-        labels: a short text under each image.
+        labels: a text under each image, in lines of its width.
     """
     count, height, width, channels = images.shape
     if count == 0:
@@ -40,7 +40,9 @@ def grid(
     scale = scale or max(1, -(-64 // min(height, width)))
     tiles = images.repeat(scale, axis=1).repeat(scale, axis=2)
 
-    tile_height = height * scale + (_LABEL_HEIGHT if labels else 0) + _GAP
+    font = ImageFont.load_default(size=10)
+    wrapped = [_wrap(text, width * scale, font) for text in labels or ()]
+    tile_height = height * scale + _LABEL_HEIGHT * max(map(len, wrapped), default=0) + _GAP
     tile_width = width * scale + _GAP
     rows = -(-count // columns)
     shape = (rows * tile_height + _GAP, columns * tile_width + _GAP, channels)
@@ -55,12 +57,25 @@ def grid(
         return sheet
 
     picture = _to_pil(sheet)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=10)
+    draw = ImageDraw.Draw(picture)
     ink = 0 if channels == 1 else (0, 0, 0)
-    for text, (top, left) in zip(labels, corners, strict=True):
-        middle = (left + width * scale // 2, top + height * scale + 1)
-        draw.text(middle, text, fill=ink, font=font, anchor="ma")
+    for lines, (top, left) in zip(wrapped, corners, strict=True):
+        for number, line in enumerate(lines):
+            middle = (left + width * scale // 2, top + height * scale + 1 + number * _LABEL_HEIGHT)
+            draw.text(middle, line, fill=ink, font=font, anchor="ma")
     return np.asarray(picture).reshape(sheet.shape)
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Lines of whole words, as long as fits; a word that is wider stands alone."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def encode_png(image: UInt8[np.ndarray, "height width channels"]) -> bytes:

@@ -40,6 +40,7 @@ class Workdir:
         self.timing = self.path / "timing.jsonl"
         self.previews = self.path / "previews"
         self.samples = self.path / "samples"
+        self.generated = self.path / "generated"
         self.evaluation = self.path / "evaluation"
         self.profile = self.path / "profile"
 

@@ -1,0 +1,102 @@
+"""Metrics of a stack: what its pictures of a split's captions show."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+import input_pipeline
+from evaluation.caption_accuracy import caption_accuracy
+from evaluation.prior import quality
+from input_pipeline.images import to_array
+from input_pipeline.sources.base import Source
+from pipelines.text_to_image import TextToImage
+from training import components, stack
+from training.components import ConfigError
+
+_FIELD = "config.evaluate.metrics"
+Draw = Callable[[Sequence[str]], UInt8[np.ndarray, "count size size channels"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class StackMetric(abc.ABC):
+    """A metric of the pictures that a stack makes of captions.
+
+    Attributes:
+        split: of CLIP's data, whose captions are drawn.
+        count: of them, the first ones; 0: all.
+    """
+
+    split: str = "test"
+    count: int = 256
+
+    def __call__(self, pipeline: TextToImage, draw: Draw, config: Any) -> dict[str, Any]:
+        """Values as JSON; `draw(captions)` gives pictures, sample i of caption i.
+
+        Raises:
+            ConfigError: the data have no such split or no captions.
+        """
+        data = config.stages[stack.clip_of(config)].data
+        source = components.build(
+            input_pipeline.SOURCES, components.changed(data.source, split=self.split), _FIELD
+        )
+        if "caption" not in source.fields:
+            raise ConfigError(f"{_FIELD}: {source.name} has no captions to be drawn")
+        return self.measure(
+            pipeline, draw, source, range(min(self.count or len(source), len(source)))
+        )
+
+    @abc.abstractmethod
+    def measure(
+        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range
+    ) -> dict[str, Any]:
+        """The values, of these examples of the split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionAccuracy(StackMetric):
+    """Share of the pictures that the reader of scenes reads back as captioned.
+
+    `evaluation.caption_accuracy.caption_accuracy`; captions are those of the source `shapes`, and
+    'real' has the same of the split's own pictures, which bounds what can be asked for.
+    """
+
+    def measure(
+        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range
+    ) -> dict[str, Any]:
+        """See `caption_accuracy`."""
+        examples = source.examples(rows, ("image", "caption"))
+        captions = [example["caption"] for example in examples]
+        real = np.stack([to_array(example["image"], pipeline.size, 3) for example in examples])
+        try:
+            return caption_accuracy(draw(captions), captions) | {
+                "real": caption_accuracy(real, captions)["all"]
+            }
+        except ValueError as error:
+            raise ConfigError(f"{_FIELD}: caption_accuracy: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedQuality(StackMetric):
+    """How near the pictures are to the true ones in CLIP's space: `evaluation.prior.quality`.
+
+    The fixed evaluation of a prior, after decoding: of CLIP's embeddings of the pictures in place
+    of those that the prior drew.
+    """
+
+    def measure(
+        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range
+    ) -> dict[str, Any]:
+        """See `quality`."""
+        clip = pipeline.clip
+        size, channels = clip.config.data.image_size, clip.config.data.channels
+        examples = source.examples(rows, ("image", "caption"))
+        captions = [example["caption"] for example in examples]
+        true = np.stack([to_array(example["image"], size, channels) for example in examples])
+        pictures = draw(captions)
+        if pictures.shape[1] != size:
+            pictures = np.stack([to_array(picture, size, channels) for picture in pictures])
+        return quality(clip.images(pictures)[None], clip.images(true), clip.captions(captions))

@@ -1,0 +1,110 @@
+"""Pictures of prompts: `python main.py --mode=generate --workdir=root --prompt="a red circle"`.
+
+    <workdir>/generated/<name>/000000.png ...  samples.npz  grid.png  info.json  chunks/
+
+Pictures are made in chunks of `config.generate.batch_size` and stored as soon as they are made, so
+a job that was killed goes on at the first missing chunk.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int, UInt8
+
+from pipelines.chunks import Chunks
+from pipelines.pictures import finished, store
+from pipelines.text_to_image import TextToImage
+from training.clock import Clock, Progress, rate
+from training.components import ConfigError
+from training.workdir import Workdir, provenance
+
+
+def generate(config: Any, directory: str | os.PathLike[str]) -> None:
+    """Make `config.generate.count` pictures of each prompt and store them.
+
+    Raises:
+        ConfigError: there is no prompt, one is empty, or the stages cannot make pictures.
+    """
+    settings = config.generate
+    if not settings.prompts:
+        raise ConfigError(
+            'config.generate.prompts: empty; say what is to be seen, --prompt="a small red circle"'
+        )
+    pipeline = TextToImage(config, directory)
+    pipeline.check_prompts(settings.prompts)
+    captions = [prompt for prompt in settings.prompts for _ in range(settings.count)]
+    indices = np.tile(np.arange(settings.count, dtype=np.int32), len(settings.prompts))
+    out, _ = draw(pipeline, config, directory, captions, indices)
+    print(os.fspath(out / "grid.png"), flush=True)
+
+
+def draw(
+    pipeline: TextToImage,
+    config: Any,
+    directory: str | os.PathLike[str],
+    captions: Sequence[str],
+    indices: Int[np.ndarray, " count"],
+) -> tuple[epath.Path, UInt8[np.ndarray, "count size size channels"]]:
+    """(where they are, pictures of captions), drawn where they are not there yet.
+
+    indices: number of each sample, which with `config.generate.seed` and the caption decides it.
+    """
+    size = -(-config.generate.batch_size // pipeline.batch_ways) * pipeline.batch_ways
+    what = {
+        "stages": pipeline.identity,
+        "seed": config.generate.seed,
+        "captions": list(captions),
+        "indices": indices.tolist(),
+        "batch_size": size,
+    }
+    out = Workdir(directory).generated / _name(what)
+    count, chunks = len(captions), Chunks(out / "chunks", size)
+    if not finished(out, count):
+        clock, missing = Clock(), chunks.missing(count)
+        _make(pipeline, config.generate.seed, captions, indices, chunks, missing, clock)
+        info = what | {
+            "count": count,
+            "made_by_this_start": len(missing) * size,
+            "seconds": clock.totals(),
+            "provenance": provenance(),
+        }
+        store(out, {"arr_0": chunks.read(count)["images"]}, info, captions)
+    return out, chunks.read(count)["images"]
+
+
+def _name(what: dict[str, Any]) -> str:
+    """A directory's name: the first caption, how many, and a hash of all that decides them."""
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+    first = re.sub(r"[^A-Za-z0-9]+", "_", what["captions"][0]).strip("_")[:40]
+    return f"{first}-{len(what['captions'])}-seed{what['seed']}-{digest}"
+
+
+def _make(
+    pipeline: TextToImage,
+    seed: int,
+    captions: Sequence[str],
+    indices: Int[np.ndarray, " count"],
+    chunks: Chunks,
+    missing: Sequence[int],
+    clock: Clock,
+) -> None:
+    progress = Progress(len(missing) * chunks.size, unit="image")
+    for done, k in enumerate(missing, start=1):
+        # Chunks are of one size: the last one is filled up from the start.
+        rows = chunks.rows(k)
+        of = rows % len(captions)
+        # The first one compiles.
+        with clock("compile" if done == 1 else "step"):
+            images = pipeline([captions[i] for i in of], seed, indices[of])
+            images.block_until_ready()
+        with clock("write"):
+            chunks.write(k, pipeline.place(rows), images=pipeline.place(images))
+        made = done * chunks.size
+        progress.log(made, {"images/s": rate(made, clock.totals())})
+    progress.close()

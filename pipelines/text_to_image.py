@@ -1,0 +1,240 @@
+"""Pictures of captions by the stages of a stack: CLIP's text tower, prior, decoder, upsamplers.
+
+Ramesh et al. 2022, figure 2. Sample i is a function of the stages, the seed, its number i and its
+own caption, whoever else is in the batch.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from training.tasks.decoder import DecoderTask
+
+import diffusion
+from pipelines.sampling import check_trained
+from training import checkpoints, encoder, stack, tasks
+from training.components import ConfigError
+from training.config import freeze
+from training.contract import EmbeddingContract, check_same
+from training.mesh import batch_sharding, batch_ways, make_mesh
+from training.tasks.caption_prior import CaptionPrior
+from training.tasks.regression_prior import text_as_image
+from training.tasks.super_resolution import SuperResolutionTask
+from training.workdir import Workdir
+
+log = logging.getLogger(__name__)
+
+# Each stage draws its noise from a key of its own: the seed's, folded with one of these.
+_PRIOR, _DECODER, _UPSAMPLERS = 0, 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A trained stage at one checkpoint.
+
+    Attributes:
+        name: in the stack.
+        workdir: of its run.
+        task: its task, with the sampler of the stack's config.
+        params: its parameters.
+        identity: all that decides what it draws, as JSON values.
+    """
+
+    name: str
+    workdir: Workdir
+    task: Any
+    params: Any
+    identity: dict[str, Any]
+
+
+class TextToImage:
+    """The stages that `config.generate` names, loaded.
+
+    Attributes:
+        clip: `training.encoder.Encoder`.
+        stages: the others, in the order in which they are run.
+        identity: all that decides what is drawn, as JSON values.
+    """
+
+    def __init__(self, config: Any, root: str | os.PathLike[str]):
+        """Loads the stages.
+
+        Raises:
+            ConfigError: a stage is not trained, of another task than its place asks for, of
+                another CLIP than the others, or of a size that does not go with the one before.
+        """
+        generate = config.generate
+        configs, name = stack.stages(config, root), stack.clip_of(config)
+        self._mesh = make_mesh(**configs[generate.decoder].mesh)
+        workdir = _trained(name, stack.directory(root, name))
+        self.clip = encoder.load(workdir)
+        if self.clip.tokenizer is None:
+            raise ConfigError(f"{os.fspath(workdir)}: this CLIP has no tokenizer for prompts")
+
+        def stage(name: str, kind: type, wanted: str) -> Stage:
+            return _load(name, configs[name], root, self._mesh, kind, wanted)
+
+        self._prior = stage(generate.prior, CaptionPrior, "a prior") if generate.prior else None
+        self._decoder = stage(generate.decoder, DecoderTask, "'decoder'")
+        self._upsamplers = [
+            stage(name, SuperResolutionTask, "'super_resolution'") for name in generate.upsamplers
+        ]
+        self.stages = [s for s in (self._prior, self._decoder, *self._upsamplers) if s is not None]
+        self._check_contracts()
+        self._check_sizes()
+        self.identity = {
+            "clip": {"checkpoint": self.clip.step, "encoder": self._contract.encoder},
+            **{stage.name: stage.identity for stage in self.stages},
+        }
+
+    def _check_contracts(self) -> None:
+        self._contract = EmbeddingContract.read(self.clip.workdir)
+        of_clip = f"clip {os.fspath(self.clip.workdir)}"
+        kept = []
+        for kind, stage in (("prior", self._prior), ("decoder", self._decoder)):
+            if stage is not None:
+                kept.append((f"{kind} {os.fspath(stage.workdir)}", stage))
+        contracts = [(label, EmbeddingContract.read(stage.workdir)) for label, stage in kept]
+        if len(contracts) == 2:
+            (prior, its), (decoder, theirs) = contracts
+            check_same(its, theirs, (prior, decoder))
+        check_same(self._contract, contracts[-1][1], (of_clip, contracts[-1][0]))
+
+    def _check_sizes(self) -> None:
+        size, before = self._decoder.task.image_shape[0], self._decoder.name
+        for stage in self._upsamplers:
+            if stage.task.low != size:
+                raise ConfigError(
+                    f"config.generate.upsamplers: {stage.name!r} enlarges images of "
+                    f"{stage.task.low} px, and those of {before!r} have {size} px"
+                )
+            size, before = stage.task.image_shape[0], stage.name
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures in pixels."""
+        return self.stages[-1].task.image_shape[0]
+
+    @property
+    def batch_ways(self) -> int:
+        """Of how many captions, at least, a batch has to be a multiple."""
+        return batch_ways(self._mesh)
+
+    def __call__(
+        self, captions: Sequence[str], seed: int, indices: Int[np.ndarray, " batch"]
+    ) -> UInt8[jax.Array, "batch size size channels"]:
+        """Pictures of captions, sample numbers given; a multiple of `batch_ways`."""
+        return self.decode(captions, self.embed(captions, seed, indices), seed, indices)
+
+    def embed(
+        self, captions: Sequence[str], seed: int, indices: Int[np.ndarray, " batch"]
+    ) -> Float[jax.Array, "batch embedding"]:
+        """Image embeddings of captions, drawn from the prior."""
+        told, key = self._told(captions), jax.random.fold_in(jax.random.key(seed), _PRIOR)
+        if self._prior is None:
+            return text_as_image(None, told, key, self.place(indices))
+        return self._prior.task.sample(self._prior.params, told, key, self.place(indices))
+
+    def decode(
+        self,
+        captions: Sequence[str],
+        embeddings: Float[jax.Array | np.ndarray, "batch embedding"],
+        seed: int,
+        indices: Int[np.ndarray, " batch"],
+    ) -> UInt8[jax.Array, "batch size size channels"]:
+        """Pictures of image embeddings and captions, by decoder and upsamplers."""
+        key, numbers = jax.random.key(seed), self.place(indices)
+        told = self._told(captions) | {"image_embedding": self.place(embeddings)}
+        decoder = self._decoder
+        images = decoder.task.sample(
+            decoder.params, told, jax.random.fold_in(key, _DECODER), numbers
+        )
+        for k, stage in enumerate(self._upsamplers, start=_UPSAMPLERS):
+            images = stage.task.sample(stage.params, images, jax.random.fold_in(key, k), numbers)
+        return diffusion.to_uint8(images)
+
+    def _told(self, captions: Sequence[str]) -> dict[str, jax.Array]:
+        """What CLIP's text tower says of captions, on the mesh."""
+        tokens = self.clip.tokenizer(captions)
+        embedding, features = self.clip.texts(tokens)
+        return {
+            name: self.place(array)
+            for name, array in (
+                ("tokens", tokens),
+                ("text_mask", self.clip.text_mask(tokens)),
+                ("text_embedding", embedding),
+                ("text_features", features),
+            )
+        }
+
+    def place(self, array: jax.Array | np.ndarray) -> jax.Array:
+        """An array with a row for each caption, split over the devices."""
+        return jax.device_put(array, batch_sharding(self._mesh))
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Warns of what is left out of prompts that are longer than the context.
+
+        Raises:
+            ConfigError: a prompt is empty.
+        """
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ConfigError(
+                    "config.generate.prompts: a prompt is empty; say what is to be seen"
+                )
+            told = self.clip.tokenizer.prompt(prompt)
+            if told.cut:
+                log.warning(
+                    "prompt %r is longer than the %d tokens that the stages read: left out is %r, "
+                    "after %r",
+                    prompt,
+                    self.clip.tokenizer.context,
+                    told.cut.strip(),
+                    told.kept.strip(),
+                )
+
+
+def _trained(name: str, directory: os.PathLike[str]) -> Workdir:
+    workdir = Workdir(directory)
+    if not checkpoints.steps(workdir.checkpoints):
+        raise ConfigError(
+            f"config.stages.{name}: is not trained, {os.fspath(workdir)} has no checkpoint; "
+            f"train it (--mode=train --config.only={name})"
+        )
+    return workdir
+
+
+def _load(name: str, config: Any, root: Any, mesh: Any, kind: type, wanted: str) -> Stage:
+    workdir = _trained(name, stack.directory(root, name))
+    config = freeze(config)
+    check_trained(workdir, config)
+    task = tasks.make_task(config)
+    if not isinstance(task, kind):
+        raise ConfigError(
+            f"config.generate: the stage {name!r} is of task {config.task!r}, and {wanted} is "
+            "needed in its place"
+        )
+    settings = config.sample
+    params, step = checkpoints.restore_for_sampling(
+        workdir.checkpoints,
+        settings.ema,
+        task.init,
+        mesh,
+        settings.checkpoint,
+        averages=workdir.read_config().ema,
+    )
+    fields = config.to_dict()
+    drawn = {k: v for k, v in fields["sample"].items() if k not in ("count", "batch_size", "seed")}
+    identity = {
+        "checkpoint": step,
+        "task": fields["task"],
+        "sample": drawn,
+        "model": fields["model"],
+        "diffusion": fields["diffusion"],
+    }
+    return Stage(name, workdir, task, params, identity)

@@ -1,0 +1,232 @@
+"""The stages of unCLIP as one: trained in order, resumed, asked, measured, refused."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluation.stack
+from configs import unclip_shapes
+from evaluation.caption_accuracy import caption_accuracy
+from pipelines import generate
+from pipelines import stack as stacks
+from pipelines.text_to_image import TextToImage
+from training.components import ConfigError
+from training.config import freeze
+from training.contract import EmbeddingContract
+
+CAPTION = "a small red circle on a white background"
+
+
+def tiny(tmp_path):
+    """The smoke stack with the least networks, on data that the tests share."""
+    config = unclip_shapes.get_config("smoke")
+    for name in config.order:
+        stage = config.stages[name]
+        stage.train.update(steps=4, batch_size=4)
+        stage.checkpoint.every = 2
+        stage.log.update(every=2, preview_every=0, tensorboard=False)
+        if name in ("decoder", "upsampler"):
+            stage.model.update(channels=8, channel_mult=(1,), norm_groups=4, num_res_blocks=1)
+            stage.model.attention_resolutions = ()
+        stage.sample.steps = 2
+    config.stages.clip.embed.statistics = 32
+    config.generate.batch_size = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(config, root) of a stack whose stages are all trained."""
+    root = tmp_path_factory.mktemp("stack")
+    config = tiny(root)
+    stacks.train(freeze(config), root)
+    return config, root
+
+
+def files(root):
+    """Checkpoints of each stage, and what it was logged."""
+    return {
+        str(path.relative_to(root)): path.stat().st_mtime_ns
+        for path in root.glob("*/checkpoints/*/_CHECKPOINT_METADATA")
+    }
+
+
+def test_every_stage_has_a_run_of_its_own_and_what_is_done_is_left(trained, capsys):
+    config, root = trained
+    before = files(root)
+    assert {name.split("/")[0] for name in before} == set(config.order)
+    stacks.train(freeze(config), root)
+    told = capsys.readouterr().err
+    assert told.count("done already") == 4 and "stage 2 of 4: prior" in told
+    assert files(root) == before
+
+
+def test_a_half_done_stage_goes_on_and_only_it(trained, tmp_path, capsys):
+    config, root = trained
+    copy = tmp_path / "stack"
+    shutil.copytree(root, copy)
+    shutil.rmtree(copy / "prior" / "checkpoints" / "4")
+    _moved(copy, root)
+    config = config.copy_and_resolve_references()
+    config.only = "prior"
+    stacks.train(freeze(config), copy)
+    assert "resuming" in capsys.readouterr().err or (copy / "prior/checkpoints/4").exists()
+    lines = (copy / "prior" / "metrics.jsonl").read_text()
+    assert lines == (root / "prior" / "metrics.jsonl").read_text()
+
+
+def _moved(copy, root):
+    """Work directories hold the place where they were trained; as if trained here."""
+    for path in [*copy.glob("*.json"), *copy.glob("*/config.json")]:
+        path.write_text(path.read_text().replace(str(root), str(copy)))
+
+
+def test_a_stage_needs_its_clip(trained, tmp_path):
+    config = trained[0].copy_and_resolve_references()
+    config.only = "prior"
+    with pytest.raises(ConfigError, match="stage 'clip' is not trained yet.*--config.only=clip"):
+        stacks.train(freeze(config), tmp_path)
+    assert not (tmp_path / "prior").exists()
+
+
+def test_another_config_of_a_trained_stage_is_refused_before_anything_is_trained(trained):
+    config, root = trained
+    changed = config.copy_and_resolve_references()
+    changed.stages.decoder.model.channels = 16
+    message = r"decoder: .*\n.*config.stages.decoder.model.channels: 8 -> 16"
+    with pytest.raises(ConfigError, match=message):
+        stacks.train(freeze(changed), root)
+
+
+@pytest.fixture(scope="module")
+def asked(trained):
+    """(config, root, directory) of pictures of two prompts."""
+    config, root = trained
+    config = config.copy_and_resolve_references()
+    config.generate.update(prompts=(CAPTION, "two elephants, ödd ☃ words"), count=2)
+    generate.generate(freeze(config), root)
+    (out,) = (root / "generated").iterdir()
+    return config, root, out
+
+
+def test_pictures_of_prompts_are_stored_with_their_captions(asked):
+    config, _, out = asked
+    images = np.load(out / "samples.npz")["arr_0"]
+    assert images.shape == (4, 32, 32, 3) and images.dtype == np.uint8
+    assert np.array_equal(np.asarray(Image.open(out / "000003.png")), images[3])
+    info = json.loads((out / "info.json").read_text())
+    assert info["captions"] == [p for p in config.generate.prompts for _ in range(2)]
+    assert info["stages"]["prior"]["checkpoint"] == 4
+    plain = np.asarray(Image.open(out / "grid.png"))
+    assert plain.shape[0] > 2 * (64 + 2) + 2, "there is room for captions"
+
+
+def test_a_picture_depends_on_its_prompt_number_and_seed_alone(asked, trained):
+    config, root, out = asked
+    images = np.load(out / "samples.npz")["arr_0"]
+    pipeline = TextToImage(freeze(config), root)
+    again = pipeline([CAPTION, "a large blue star on a black background"], 0, np.int32([1, 5]))
+    assert np.array_equal(np.asarray(again)[0], images[1])
+    other = pipeline([CAPTION, CAPTION], 1, np.int32([1, 1]))
+    assert not np.array_equal(np.asarray(other)[0], images[1])
+
+
+def test_a_killed_job_goes_on_at_the_missing_chunk(asked, capsys):
+    config, root, out = asked
+    images = (out / "samples.npz").read_bytes()
+    (out / "info.json").unlink()
+    (out / "chunks" / "000001.0.npz").unlink()
+    kept = (out / "chunks" / "000000.0.npz").stat().st_mtime_ns
+    generate.generate(freeze(config), root)
+    assert (out / "samples.npz").read_bytes() == images
+    assert (out / "chunks" / "000000.0.npz").stat().st_mtime_ns == kept
+    assert json.loads((out / "info.json").read_text())["made_by_this_start"] == 2
+
+
+def test_long_and_empty_prompts(asked, caplog):
+    config, root, _ = asked
+    pipeline = TextToImage(freeze(config), root)
+    with caplog.at_level(logging.WARNING, "pipelines"):
+        pipeline.check_prompts([CAPTION])
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, "pipelines"):
+        pipeline.check_prompts([CAPTION + " below a large yellow star and nine more words"])
+    (record,) = caplog.records
+    assert "longer than the 16 tokens" in record.getMessage()
+    assert "more words" in record.getMessage()
+    with pytest.raises(ConfigError, match="a prompt is empty"):
+        pipeline.check_prompts(["  "])
+    config = config.copy_and_resolve_references()
+    config.generate.prompts = ()
+    with pytest.raises(ConfigError, match="config.generate.prompts: empty.*--prompt="):
+        generate.generate(freeze(config), root)
+
+
+def test_a_missing_stage_is_named(trained, tmp_path):
+    config, root = trained
+    shutil.copytree(root / "clip", tmp_path / "clip")
+    with pytest.raises(ConfigError, match="config.stages.prior: is not trained.*--config.only"):
+        TextToImage(freeze(config), tmp_path)
+
+
+def test_stages_of_two_clips_are_refused_in_one_line(trained, tmp_path):
+    config, root = trained
+    copy = tmp_path / "stack"
+    shutil.copytree(root, copy)
+    _moved(copy, root)
+    contract = EmbeddingContract.read(copy / "prior")
+    other = contract.__class__(**{**contract.__dict__, "encoder": "0123456789abcdef"})
+    other.write(copy / "prior")
+    with pytest.raises(ConfigError) as refused:
+        TextToImage(freeze(config), copy)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert "0123456789abcdef" in message and contract.encoder in message
+
+
+def test_stages_in_the_wrong_place_or_of_the_wrong_size_are_refused(trained):
+    config, root = trained
+    wrong = config.copy_and_resolve_references()
+    wrong.generate.prior = "decoder"
+    with pytest.raises(ConfigError, match="stage 'decoder' is of task 'decoder.*a prior is needed"):
+        TextToImage(freeze(wrong), root)
+    twice = config.copy_and_resolve_references()
+    twice.generate.upsamplers = ("upsampler", "upsampler")
+    with pytest.raises(ConfigError, match="'upsampler' enlarges images of 16 px.*have 32 px"):
+        TextToImage(freeze(twice), root)
+
+
+def test_without_a_prior_the_decoder_is_given_the_text_embedding(trained):
+    config, root = trained
+    config = config.copy_and_resolve_references()
+    config.generate.prior = ""
+    pipeline = TextToImage(freeze(config), root)
+    captions, numbers = [CAPTION] * 2, np.arange(2, dtype=np.int32)
+    embedding = np.asarray(pipeline.embed(captions, 0, numbers))
+    np.testing.assert_allclose(embedding, pipeline.clip.captions(captions), atol=1e-6)
+    assert pipeline(captions, 0, numbers).shape == (2, 32, 32, 3)
+
+
+def test_caption_accuracy_is_measured_once(trained, capsys):
+    config, root = trained
+    config = config.copy_and_resolve_references()
+    config.evaluate.metrics = (
+        "caption_accuracy(split='test', count=4)",
+        "decoded_quality(split='test', count=4)",
+    )
+    for _ in range(2):
+        evaluation.stack.evaluate(freeze(config), root)
+    (row,) = (root / "evaluation" / "caption_accuracy.jsonl").read_text().splitlines()
+    values = json.loads(row)["values"]
+    assert values["real"] == 1.0 and values["count"] == 4
+    (out,) = [path for path in (root / "generated").iterdir() if "-4-seed0" in path.name
+              and CAPTION.replace(" ", "_")[:20] not in path.name]
+    info = json.loads((out / "info.json").read_text())
+    again = caption_accuracy(np.load(out / "samples.npz")["arr_0"], info["captions"])
+    assert values["attributes"] == again["attributes"]
+    (row,) = (root / "evaluation" / "decoded_quality.jsonl").read_text().splitlines()
+    assert -1 <= json.loads(row)["values"]["cosine"] <= 1
