@@ -48,7 +48,16 @@ class FrozenCLIP(Teacher):
         ]
 
     def check(self, student: Any) -> None:
-        """Refuses a CLIP whose embeddings the student cannot be trained on.
+        """Refuses a CLIP that the student cannot be trained with; see `check_config`."""
+        self.check_config(student.config)
+        if jax.process_count() > 1 and student.config.log.preview_every:
+            raise self._error(
+                "previews embed their examples in one process; set config.log.preview_every=0, or "
+                "train on what --mode=embed writes"
+            )
+
+    def check_config(self, ours: Any) -> None:
+        """Refuses a CLIP whose fields are not those that a config asks for.
 
         Raises:
             ConfigError: no such run, no checkpoint, or a field that must be the same is another.
@@ -56,7 +65,7 @@ class FrozenCLIP(Teacher):
         if not isinstance(self.task, CLIPTask):
             raise self._error(f"is a run of task {self.config.task!r}; name one of task 'clip'")
         self._require_checkpoint()
-        ours, theirs = student.config, self.config
+        theirs = self.config
         fields = [name for name in ("image_size", "channels") if "image" in self.sources]
         fields += ["context"] if "tokens" in self.sources else []
         for field in fields:
@@ -76,11 +85,6 @@ class FrozenCLIP(Teacher):
                     f"{name} has shape {list(made[name].shape[1:])}, and config.model is for "
                     f"{list(shape)}; set its dimensions to these"
                 )
-        if jax.process_count() > 1 and ours.log.preview_every:
-            raise self._error(
-                "previews embed their examples in one process; set config.log.preview_every=0, or "
-                "train on what --mode=embed writes"
-            )
 
     def _check_tokenizer(self, ours: Any) -> None:
         """CLIP must read the ids that it was trained on."""
@@ -129,7 +133,7 @@ class FrozenCLIP(Teacher):
         self._check_identity(params)
         return params
 
-    def encoder(self) -> encoder.Encoder:
+    def load_encoder(self) -> "encoder.Encoder":
         """The same network for examples that are embedded outside of the step."""
         clip = encoder.load(self.directory)
         self._check_identity(clip.params)
@@ -240,9 +244,10 @@ class Embeddings:
         fields = tuple(fields) or tuple(self.shapes)
         if not self._clip:
             return _joined(_examples(self.config, fields, count, split))
+        self._clip.check_config(self.config)
         # It may be first needed while a program is traced.
         with jax.ensure_compile_time_eval():
-            clip = self._clip.encoder()
+            clip = self._clip.load_encoder()
             rows = _examples(self.config, self._clip.sources, count, split, clip.tokenizer)
             return _joined(
                 clip.fields(fields, part.get("image"), part.get("tokens")) for part in rows

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from training import checkpoints, tasks
+from training import checkpoints
 from training.components import ConfigError
 from training.config import freeze
 from training.workdir import Workdir
@@ -39,6 +39,8 @@ class Teacher:
     @functools.cached_property
     def task(self) -> Any:
         """What the teacher was trained for."""
+        from training import tasks  # here alone: tasks have teachers
+
         return tasks.make_task(self.config)
 
     @functools.cached_property

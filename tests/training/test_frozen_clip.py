@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -10,11 +12,14 @@ import pytest
 from ml_collections import ConfigDict
 
 import input_pipeline
+from diffusion.solvers import analytic as estimates
 from evaluation import job
+from input_pipeline.tokenizer import END, START
+from pipelines import analytic, quantize
 from pipelines.embed import embed
 from tests.pipelines.test_embed import Pictures
 from tests.pipelines.test_embed import make_config as clip_config
-from training import command_line, contract, encoder, loop, tasks
+from training import command_line, contract, encoder, loop, quantization, tasks
 from training import run as runs
 from training.components import ConfigError
 from training.config import freeze, validate
@@ -173,7 +178,7 @@ def test_what_the_fields_are(clip):
     assert set(filled) == {*shapes, "image"}
     for name in shapes:
         assert len(expected[name]) == 40
-        assert expected[name].dtype == frozen.spec(1)[name].dtype if name == "tokens" else True
+        assert expected[name].dtype == read[name].dtype == stored.spec(1)[name].dtype
         np.testing.assert_allclose(read[name], expected[name], atol=1e-6)
         np.testing.assert_allclose(filled[name], expected[name], atol=1e-6)
     # The mask ends with the first end token.
@@ -283,6 +288,45 @@ def test_a_clip_that_was_trained_on_is_refused(clip, tmp_path):
     # After that the contract is the new one, and a new run may start.
     run = runs.build(make_config(copy))
     run.frozen()
+
+
+def test_numbers_of_a_prior_are_taken_with_its_clip(clip, trained, tmp_path, capsys):
+    """--mode=estimate and --mode=quantize embed what they read, by a CLIP that is checked."""
+    run = shutil.copytree(trained[1], tmp_path / "run")
+    analytic.estimate(make_config(clip), run)
+    found = estimates.load(run / analytic.FILE)
+    analytic.estimate(make_config(clip, frozen=False), shutil.copytree(trained[0], tmp_path / "r"))
+    other = estimates.load(tmp_path / "r" / analytic.FILE)
+    np.testing.assert_allclose(found.eps_square, other.eps_square, rtol=1e-3)
+    quantize.quantize(make_config(clip, "autoregressive_smoke"), tmp_path)
+    assert quantization.load(tmp_path / quantize.FILE).basis.shape == (8, 4)
+    with pytest.raises(ConfigError, match=r"config\.data\.image_size is 8 there and 16 here"):
+        quantize.quantize(make_config(clip, "autoregressive_smoke", data__image_size=16), tmp_path)
+
+
+def test_a_clip_of_a_published_tokenizer(clip, tmp_path):
+    """Its own start and end tokens go with the file that is asked for."""
+    config = ConfigDict(clip_config())
+    stored = json.loads((clip / "tokenizer.json").read_text())
+    text = json.dumps(stored).replace(START, "<s>").replace(END, "</s>")
+    (tmp_path / "published.json").write_text(text)
+    ends = "start='<s>', end='</s>'"
+    config.data.tokenizer = f"file(path='{tmp_path}/published.json', {ends})"
+    config.train.steps = 1
+    loop.train(freeze(config), str(tmp_path / "clip"))
+    path = f"{tmp_path}/clip/tokenizer.json"
+    with pytest.raises(ConfigError) as caught:
+        runs.build(make_config(tmp_path / "clip", data__tokenizer=""))
+    wanted = str(caught.value).partition("take ")[2].strip('"')
+    assert wanted == f"file(path={path!r}, {ends})"
+    runs.build(make_config(tmp_path / "clip", data__tokenizer=wanted))
+
+
+def test_each_module_can_be_imported_first():
+    """Tasks have teachers and encoders, which are runs of tasks."""
+    modules = ("training.frozen_clip", "training.encoder", "training.teacher")
+    started = [subprocess.Popen([sys.executable, "-c", f"import {name}"]) for name in modules]
+    assert [process.wait() for process in started] == [0, 0, 0]
 
 
 def test_the_contract_of_records(clip, tmp_path):

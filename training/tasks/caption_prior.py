@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 import models
 from diffusion.levels import AnyArray, namespace
 from models.caption import NO_TEXT
+from training import frozen_clip
 from training.components import ConfigError, construct
-from training.frozen_clip import Embeddings
 
 # Pixels of a cell of the preview.
 _CELL = 8
@@ -73,7 +73,7 @@ class CaptionPrior(abc.ABC):
         if self.reads_tokens:
             context = config.model.context_length
             shapes |= {"text_features": (context, config.model.text_dim), "text_mask": (context,)}
-        self.embeddings = Embeddings(config, clip, shapes)
+        self.embeddings = frozen_clip.Embeddings(config, clip, shapes)
         self.teachers = self.embeddings.teachers
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
