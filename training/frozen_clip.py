@@ -236,7 +236,8 @@ class Embeddings:
         """Fields of the first `count` examples of `data.source`; all where it has fewer.
 
         split: another split of the source.
-        fields: of `shapes`; by default all.
+        fields: by default all of `shapes`; others are those of the source, as 'image' at
+            `data.image_size`.
 
         Raises:
             ConfigError: the source lacks one of the fields.
@@ -245,12 +246,16 @@ class Embeddings:
         if not self._clip:
             return _joined(_examples(self.config, fields, count, split))
         self._clip.check_config(self.config)
+        own = [name for name in fields if name not in FIELDS]
+        made = [name for name in fields if name in FIELDS]
+        asked = list(dict.fromkeys([*self._clip.sources, *own]))
         # It may be first needed while a program is traced.
         with jax.ensure_compile_time_eval():
             clip = self._clip.load_encoder()
-            rows = _examples(self.config, self._clip.sources, count, split, clip.tokenizer)
             return _joined(
-                clip.fields(fields, part.get("image"), part.get("tokens")) for part in rows
+                clip.fields(made, part.get("image"), part.get("tokens"))
+                | {name: part[name] for name in own}
+                for part in _examples(self.config, asked, count, split, clip.tokenizer)
             )
 
     def contract(self) -> EmbeddingContract | None:

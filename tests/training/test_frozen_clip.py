@@ -176,6 +176,10 @@ def test_what_the_fields_are(clip):
     filled, rest = jax.jit(frozen.fill)(batch, state)
     assert set(rest) == {"own"}
     assert set(filled) == {*shapes, "image"}
+    beside = frozen.read(40, fields=("image", "label", "text_mask"))
+    np.testing.assert_array_equal(beside["image"], batch["image"])
+    np.testing.assert_array_equal(beside["label"], [each["label"] for each in examples])
+    np.testing.assert_array_equal(beside["text_mask"], expected["text_mask"])
     for name in shapes:
         assert len(expected[name]) == 40
         assert expected[name].dtype == read[name].dtype == stored.spec(1)[name].dtype
