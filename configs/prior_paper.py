@@ -12,7 +12,8 @@ buckets; `:karlo` has the network of Karlo (20 blocks, 77 tokens, CLIP ViT-L/14)
 text; here its tokens are the features of CLIP's text tower.
 
 The data are records of float32 arrays that a CLIP made beforehand: image_embedding [1024],
-text_embedding [1024], text_features [256, 1024], text_mask [256].
+text_embedding [1024], text_features [256, 1024], text_mask [256], as --mode=embed writes them; or
+images and captions, and the task's argument clip='<its work directory>' (docs/clip.md).
 
 `:smoke` and `:autoregressive_smoke` run on a CPU in about a minute, on generated pairs.
 """

@@ -13,7 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from evaluation import METRICS
-from training import checkpoints, components, encoder, tasks
+from training import checkpoints, components, contract, encoder, tasks
 from training.components import ConfigError
 from training.files import atomic_write
 from training.mesh import make_mesh
@@ -88,6 +88,8 @@ def newest_samples(workdir: Workdir) -> epath.Path:
 
 def _evaluate_model(config: Any, workdir: Workdir, metrics: dict[str, Callable]) -> None:
     task = tasks.make_task(config)
+    if hasattr(task, "embeddings"):
+        contract.check_kept(task.embeddings, workdir)
     settings = config.sample
     params, step = checkpoints.restore_for_sampling(
         workdir.checkpoints,

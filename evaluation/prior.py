@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from training.components import ConfigError
-from training.tasks.caption_prior import CaptionPrior, read_pairs
+from training.tasks.caption_prior import CaptionPrior
 from training.tasks.regression_prior import text_as_image
 
 # Rows of a matrix of cosines at a time.
@@ -131,7 +131,7 @@ class PriorQuality:
                 f"config.evaluate.metrics: prior_quality is of priors, and this run has task "
                 f"{config.task!r}"
             )
-        pairs = read_pairs(config, tuple(task.batch_spec(1)), self.count, self.split)
+        pairs = task.embeddings.read(self.count, self.split)
         sample = text_as_image if self.text else task.sample
         draws = [
             self._draw(sample, params, pairs, jax.random.fold_in(jax.random.key(0), seed))

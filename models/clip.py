@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -83,6 +84,16 @@ class CLIPOutput(NamedTuple):
     bias: Float[Array, ""] | None
 
 
+def end_position(
+    tokens: Int[Array | np.ndarray, "batch context"], end_token: int
+) -> Int[Array | np.ndarray, " batch"]:
+    """Where each text ends by `CLIPConfig.end_token`: the first of several such tokens.
+
+    Of a text without one this is its first token.
+    """
+    return (tokens if end_token < 0 else tokens == end_token).argmax(-1)
+
+
 class ImageTower(nnx.Module):
     """A vision transformer (Dosovitskiy et al., 2020) whose class token is the image."""
 
@@ -133,8 +144,7 @@ class TextTower(nnx.Module):
         x = jnp.take(self.tokens.embedding[...], tokens, axis=0, mode="fill")
         x = (x + self.positions.embedding[...]).astype(config.dtype)
         features = self.norm(scan(self.blocks, x, remat=config.remat).astype(jnp.float32))
-        # The first of several is taken. Of a text without an end token this is the first token.
-        end = (tokens if config.end_token < 0 else tokens == config.end_token).argmax(-1)
+        end = end_position(tokens, config.end_token)
         return features, jnp.take_along_axis(features, end[:, None, None], axis=1)[:, 0]
 
 

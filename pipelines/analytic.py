@@ -14,10 +14,9 @@ import numpy as np
 
 import diffusion
 from diffusion.solvers import analytic
-from training import checkpoints, components, tasks
+from training import checkpoints, components, contract, tasks
 from training.components import ConfigError
 from training.mesh import make_mesh
-from training.tasks.caption_prior import read_pairs
 from training.tasks.prior import PriorTask
 from training.workdir import Workdir
 
@@ -39,6 +38,7 @@ def estimate(config: Any, directory: str | os.PathLike[str]) -> None:
         raise ConfigError(
             f"config.task = {config.task!r}: --mode=estimate is for runs of task 'prior'"
         )
+    contract.check_kept(task.embeddings, workdir)
     params, step = checkpoints.restore_for_sampling(
         workdir.checkpoints,
         config.sample.ema,
@@ -63,7 +63,7 @@ def estimates(task: PriorTask, params: Any, count: int = _COUNT) -> analytic.Eps
     grid = make_grid(task.schedule, settings.steps, settings.last_step)
     finite = np.isfinite(grid.logsnr)
     levels = diffusion.NoiseLevel(*(field[finite] for field in grid))
-    pairs = read_pairs(task.config, tuple(task.batch_spec(1)), count)
+    pairs = task.embeddings.read(count)
     size = -(-len(pairs["image_embedding"]) // _BATCHES)
     # Batches of one shape; a part of one is left out.
     starts = range(0, len(pairs["image_embedding"]) - size + 1, size)

@@ -16,7 +16,9 @@ from input_pipeline.images import to_array
 from input_pipeline.sources.base import Source
 from pipelines.convert import Report
 from training import components, encoder
+from training import contract as contracts
 from training.components import ConfigError
+from training.contract import EmbeddingContract, check_same
 from training.encoder import Encoder
 from training.workdir import provenance
 
@@ -24,14 +26,15 @@ from training.workdir import provenance
 class Embedded(Source):
     """The examples of a source, and beside each what CLIP makes of it.
 
-    `image_embedding` and `text_embedding` are float32 of length 1, `tokens` int32 [context], and
-    on demand `text_features` float32 [context, width].
+    `image_embedding` and `text_embedding` are float32 of length 1, `tokens` int32 [context],
+    `text_mask` bool [context], True up to and with the end token, and on demand `text_features`
+    float32 [context, width].
     """
 
     def __init__(self, source: Source, clip: Encoder, identity: str, text_features: bool):
         self.name = f"embeddings of {source.name}"
         self.class_names = source.class_names
-        made = ("image_embedding", "text_embedding", "tokens")
+        made = ("image_embedding", "text_embedding", "tokens", "text_mask")
         self._made = (*made, "text_features") if text_features else made
         self.fields = (*source.fields, *self._made)
         self._source, self._clip, self._identity = source, clip, identity
@@ -54,24 +57,22 @@ class Embedded(Source):
 
     def examples(self, indices: Sequence[int], fields: Collection[str]) -> list[dict]:
         """Many examples, embedded together."""
-        clip, made = self._clip, {}
+        clip, images = self._clip, None
         own = [field for field in fields if field not in self._made]
         needed = {*own, "image"} | {"caption" if clip.tokenizer else "tokens"}
         found = self._source.examples(indices, sorted(needed))
         if "image_embedding" in fields:
             data = clip.config.data
-            images = [to_array(each["image"], data.image_size, data.channels) for each in found]
-            made["image_embedding"] = clip.images(np.stack(images))
+            images = np.stack(
+                [to_array(each["image"], data.image_size, data.channels) for each in found]
+            )
         if clip.tokenizer:
             ids = clip.tokenizer([each["caption"] for each in found])
         else:
             ids = np.stack([each["tokens"] for each in found]).astype(np.int32)
-        made["tokens"] = ids
-        if {"text_embedding", "text_features"} & set(fields):
-            made["text_embedding"], made["text_features"] = clip.texts(ids)
+        made = clip.fields([name for name in self._made if name in fields], images, ids)
         return [
-            {name: each[name] for name in own}
-            | {name: rows[k] for name, rows in made.items() if name in fields}
+            {name: each[name] for name in own} | {name: rows[k] for name, rows in made.items()}
             for k, each in enumerate(found)
         ]
 
@@ -90,6 +91,9 @@ def embed(config: Any, directory: str | os.PathLike[str]) -> None:
     embedded = Embedded(source, clip, contract.encoder, config.embed.text_features)
     report = Report(len(source))
     out = clip.workdir.embeddings
+    if any(out.glob("*/info.json")) and (out / contracts.FILE).exists():
+        names = (f"what is in {os.fspath(out)} (remove it to embed anew)", "this checkpoint")
+        check_same(EmbeddingContract.read(out), contract, names)
     try:
         contract.write(out)
         write_records(

@@ -81,6 +81,19 @@ def parse(string: str) -> Call:
     return _call(node, string)
 
 
+def spell(call: Call) -> str:
+    """The string that `parse` reads as this call."""
+    return f"{call.name}({', '.join(f'{k}={_argument_of(v)}' for k, v in call.arguments.items())})"
+
+
+def _argument_of(value: Any) -> str:
+    if isinstance(value, Call):
+        return spell(value)
+    if isinstance(value, tuple):
+        return f"({''.join(f'{_argument_of(item)}, ' for item in value)})"
+    return repr(value)
+
+
 def _unreadable(string: str) -> ConfigError:
     return ConfigError(
         f"{string!r} does not read like 'name' or 'name(argument=value, ...)' with plain values"

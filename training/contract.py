@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
+from training import components
 from training.components import ConfigError
 from training.files import atomic_write
 
@@ -109,6 +111,57 @@ def check_same(ours: EmbeddingContract, theirs: EmbeddingContract, names: tuple[
             f"{names[0]} is of {ours}, {names[1]} is of {theirs}: they cannot go together, "
             f"different are {', '.join(different)}"
         )
+
+
+def of_source(string: str) -> EmbeddingContract | None:
+    """The contract beside the records of a `data.source`; None where none is there.
+
+    Raises:
+        ConfigError: records that it mixes are of different ones.
+    """
+    found = {}
+    for path in _records(components.parse(string)):
+        directory = epath.Path(path).expanduser()
+        if (directory / FILE).exists():
+            found[path] = EmbeddingContract.read(directory)
+    for path, each in found.items():
+        first = next(iter(found))
+        check_same(found[first], each, (f"records {first}", f"records {path}"))
+    return next(iter(found.values()), None)
+
+
+def _records(call: components.Call) -> list[str]:
+    """Paths of all records in a source."""
+    inner = [
+        item
+        for value in call.arguments.values()
+        for item in (value if isinstance(value, tuple) else (value,))
+        if isinstance(item, components.Call)
+    ]
+    own = [call.arguments["path"]] if call.name == "records" else []
+    return own + [path for each in inner for path in _records(each)]
+
+
+def check_kept(embeddings: Any, workdir: epath.PathLike) -> EmbeddingContract | None:
+    """The contract of what a task reads, the same that the run has kept, if it has one.
+
+    embeddings: `training.frozen_clip.Embeddings` of the task.
+
+    Raises:
+        ConfigError: the run was trained on other embeddings.
+    """
+    now, kept = embeddings.contract(), epath.Path(workdir) / FILE
+    if now is not None and kept.exists():
+        names = (f"the run in {os.fspath(kept.parent)}", "its config.task or data.source now")
+        check_same(EmbeddingContract.read(kept.parent), now, names)
+    return now
+
+
+def keep(embeddings: Any, workdir: epath.PathLike) -> None:
+    """Stores it with a run that starts; see `check_kept`."""
+    now = check_kept(embeddings, workdir)
+    if now is not None:
+        now.write(workdir)
 
 
 def identify(model: dict[str, Any], params: Any) -> str:

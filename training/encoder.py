@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -56,6 +56,26 @@ class Encoder:
     ) -> tuple[Float[np.ndarray, "count embedding"], Float[np.ndarray, "count context width"]]:
         """(embeddings, features of each token) of `tokenizer(texts)`."""
         return self._batches(lambda x: self.task.embed_texts(self.params, x), ids)
+
+    def fields(
+        self,
+        names: Collection[str],
+        images: UInt8[np.ndarray, "count height width channels"] | None,
+        ids: Int[np.ndarray, "count context"] | None,
+    ) -> dict[str, np.ndarray]:
+        """Those that are asked for of the fields of embedded examples.
+
+        names: of `image_embedding`, `text_embedding`, `text_features`, `tokens` and `text_mask`;
+            what is not needed for them may be None.
+        """
+        made = {}
+        if "image_embedding" in names:
+            made["image_embedding"] = self.images(images)
+        if {"text_embedding", "text_features"} & set(names):
+            made["text_embedding"], made["text_features"] = self.texts(ids)
+        if ids is not None:
+            made |= {"tokens": ids, "text_mask": self.task.text_mask(ids)}
+        return {name: made[name] for name in names}
 
     def captions(self, texts: Sequence[str]) -> Float[np.ndarray, "count embedding"]:
         """Embeddings of texts."""

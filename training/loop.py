@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 import diffusion
 import input_pipeline
-from training import clock, components, flops, images, posthoc, tokens
+from training import clock, components, contract, flops, images, posthoc, tokens
 from training import run as runs
 from training.checkpoints import Checkpoints
 from training.clock import Clock, Progress
@@ -189,6 +189,8 @@ def train(config: ConfigDict, directory: str) -> None:
     if workdir.config.exists():
         check_resumable(workdir.read_config(), config)
     workdir.start(config, sys.argv)
+    if hasattr(run.task, "embeddings"):
+        contract.keep(run.task.embeddings, workdir)
     tokenizer = tokens.prepare(config, source, workdir) if "tokens" in run.batch_spec else None
     steps = config.train.steps
 

@@ -45,11 +45,11 @@ def initial_state(
 ):
     """State before the first step (to be traced, see `sharded_init`).
 
-    With `frozen`, what the task only reads, its parameters are those of `task.start`.
+    With `frozen`, what the task only reads, its parameters are those of `task.start`, if it has it.
     """
     init_rng, train_rng = jax.random.split(jax.random.key(seed))
     params = task.init(init_rng)
-    if frozen:
+    if frozen and hasattr(task, "start"):
         params = task.start(params, frozen)
 
     def zero():

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from training import checkpoints, tasks
+from training import checkpoints
 from training.components import ConfigError
 from training.config import freeze
 from training.workdir import Workdir
@@ -19,11 +19,14 @@ class Teacher:
     Nothing is read before the training asks, so that a student can be sampled without its teacher.
     """
 
+    # The argument of a task that names it.
+    argument = "teacher"
+
     def __init__(self, directory: str):
         self.directory = directory
 
     def _error(self, message: str) -> ConfigError:
-        return ConfigError(f"config.task: teacher={self.directory!r}: {message}")
+        return ConfigError(f"config.task: {self.argument}={self.directory!r}: {message}")
 
     @functools.cached_property
     def config(self) -> Any:
@@ -36,6 +39,8 @@ class Teacher:
     @functools.cached_property
     def task(self) -> Any:
         """What the teacher was trained for."""
+        from training import tasks  # here alone: tasks have teachers
+
         return tasks.make_task(self.config)
 
     @functools.cached_property
@@ -51,7 +56,6 @@ class Teacher:
         """
         if not hasattr(self.task, "scalars"):
             raise self._error(f"is a run of task {self.config.task!r}, which predicts no images")
-        directory = Workdir(self.directory).checkpoints
         ours, theirs = student.config, self.config
         for section, field in (
             ("data", "image_size"),
@@ -68,9 +72,13 @@ class Teacher:
                     f"config.{section}.{field} is {its!r} there and {mine!r} here; the student "
                     "needs the same"
                 )
+        self._require_checkpoint()
+        student.check_teacher(self)
+
+    def _require_checkpoint(self) -> None:
+        directory = Workdir(self.directory).checkpoints
         if not checkpoints.steps(directory):
             raise self._error(f"no complete checkpoint in {os.fspath(directory)}; train it first")
-        student.check_teacher(self)
 
     def load(self, mesh: Mesh) -> Any:
         """Its parameters on the mesh."""

@@ -107,7 +107,7 @@ def test_records_hold_what_the_encoder_gives(run, capsys):
     stored, clip = records(str(run / "embeddings")), encoder.load(run)
     assert set(stored.fields) == {
         *("image", "label", "caption"),
-        *("image_embedding", "text_embedding", "text_features", "tokens"),
+        *("image_embedding", "text_embedding", "text_features", "text_mask", "tokens"),
     }
     rows = [stored[k] for k in range(40)]
     images = np.stack([Pictures("train").example(k, ())["image"] for k in range(40)])

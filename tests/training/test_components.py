@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import components
-from training.components import ConfigError, build, construct, lookup, parse, resolve
+from training.components import ConfigError, build, construct, lookup, parse, resolve, spell
 
 FIELD = "config.diffusion.schedule"
 
@@ -236,3 +236,16 @@ def test_construct_names_the_section():
         construct({"net": network}, "net", "config.model", depth=0)
     with pytest.raises(ConfigError, match=r"config\.model\.name = 'nett'.*mean 'net'"):
         construct({"net": network}, "nett", "config.model", depth=0)
+
+
+@pytest.mark.parametrize(
+    "string",
+    [
+        "cosine()",
+        "ddpm(variance='fixed_large', clip=None)",
+        """mixture(sources=(folder(path="it's"), records(path='b')), weights=(1, 0.5))""",
+        "zero_terminal(schedule=linear(timesteps=10), only=('a',), none=())",
+    ],
+)
+def test_a_call_that_was_spelled_reads_the_same(string):
+    assert parse(spell(parse(string))) == parse(string)

@@ -27,12 +27,13 @@ from training.tasks import (
 class Task(Protocol):
     """All that the loop knows of what it trains.
 
-    A task may have two more. `teachers`, a dict of `training.teacher.Teacher`: `loss` finds their
-    parameters in its state, under these names, and `start(params, frozen)` gives the student's
-    first parameters. `average`, a name of `config.ema`: `loss` finds that average under 'average'.
-    Both are read only: the state that `loss` returns is without them. A task whose samples are of
-    something gives `sample_condition(indices)`, what the network is told of each sample, and
-    `beside(images, indices)`, uint8 pictures that show the samples with it.
+    A task may have more. `teachers`, a dict of `training.teacher.Teacher`: `loss` finds their
+    parameters in its state, under these names, and `start(params, frozen)`, where there is one,
+    gives the student's first parameters. `average`, a name of `config.ema`: `loss` finds that
+    average under 'average'. Both are read only: the state that `loss` returns is without them.
+    `embeddings`, a `training.frozen_clip.Embeddings`: their contract is kept with the run. A task
+    whose samples are of something gives `sample_condition(indices)`, what the network is told of
+    each sample, and `beside(images, indices)`, uint8 pictures that show the samples with it.
     """
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

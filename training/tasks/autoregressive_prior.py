@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from models.autoregressive_prior import DOT, sample_codes
 from training import guidance, quantization
 from training.components import ConfigError
-from training.tasks.caption_prior import CaptionPrior, read_pairs
+from training.tasks.caption_prior import CaptionPrior
 from training.tasks.prior import guidance_for_captions
 
 
@@ -38,9 +38,14 @@ class AutoregressivePriorTask(CaptionPrior):
         caption_dropout: float = 0.1,
         top: float = 0.5,
         temperature: float = 1.0,
+        clip: str = "",
     ):
-        """quantizer: a file that --mode=quantize wrote; '': fitted on the first fit_count pairs."""
-        super().__init__(config, scale, normalize, caption_dropout)
+        """Settings.
+
+        quantizer: a file that --mode=quantize wrote; '': fitted on the first fit_count pairs.
+        clip: the work directory of a CLIP that embeds images and captions; '': the data do.
+        """
+        super().__init__(config, scale, normalize, caption_dropout, clip)
         if not 0 < top <= 1 or not temperature > 0 or fit_count < 1:
             raise ConfigError(
                 f"config.task = {config.task!r}: top must be in (0, 1], temperature above 0, "
@@ -51,11 +56,10 @@ class AutoregressivePriorTask(CaptionPrior):
 
     def fit(self) -> quantization.Quantizer:
         """The quantizer of the first pairs of `data.source`, in the space of the model."""
-        pairs = read_pairs(self.config, ("image_embedding", "text_embedding"), self._fit_count)
+        names = ("image_embedding", "text_embedding")
+        pairs = self.embeddings.read(self._fit_count, fields=names)
         # On the host: it may be first needed while a program is traced.
-        images, texts = (
-            self.to_model(pairs[name]) for name in ("image_embedding", "text_embedding")
-        )
+        images, texts = (self.to_model(pairs[name]) for name in names)
         model = self.config.model
         try:
             return quantization.fit(images, texts, model.components, model.buckets)
@@ -89,6 +93,7 @@ class AutoregressivePriorTask(CaptionPrior):
         self, params, state: dict, batch: Mapping, rng: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], dict]]:
         """Mean cross-entropy of the codes in nats; how many are right is logged."""
+        batch, state = self.embeddings.fill(batch, state)
         images = self.to_model(jnp.asarray(batch["image_embedding"]))
         codes = self.quantizer.encode(images)
         condition = self.dropped(self.condition(batch), rng)

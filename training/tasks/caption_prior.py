@@ -11,12 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 from ml_collections import ConfigDict
 
-import input_pipeline
 import models
 from diffusion.levels import AnyArray, namespace
 from models.caption import NO_TEXT
-from training import components
-from training.components import ConfigError, build, construct
+from training import frozen_clip
+from training.components import ConfigError, construct
 
 # Pixels of a cell of the preview.
 _CELL = 8
@@ -27,12 +26,14 @@ class CaptionPrior(abc.ABC):
 
     A batch has float32 arrays 'image_embedding' [batch, dim], 'text_embedding' [batch, dim] and,
     where the network reads tokens, 'text_features' [batch, context, text_dim] with 'text_mask'
-    bool [batch, context]. The network sees embeddings in the model's space.
+    bool [batch, context]: the data's, or with `clip` made in the step. The network sees embeddings
+    in the model's space.
 
     Attributes:
         network: `models.functional.Network`.
         dim: of the embeddings.
         scale: the model's space is scale times the embedding (L2-normalized first, by `normalize`).
+        embeddings: `training.frozen_clip.Embeddings`, where the batch has them from.
         reads_tokens: whether the network reads the features of each token.
         knows_null: whether it has learned what no caption is.
     """
@@ -40,7 +41,9 @@ class CaptionPrior(abc.ABC):
     # Names of networks that the task can train.
     networks: Sequence[str]
 
-    def __init__(self, config: ConfigDict, scale: float, normalize: bool, dropout: float):
+    def __init__(
+        self, config: ConfigDict, scale: float, normalize: bool, dropout: float, clip: str
+    ):
         model = config.model.to_dict()
         if config.model.name not in self.networks:
             wanted = " or ".join(map(repr, self.networks))
@@ -66,20 +69,19 @@ class CaptionPrior(abc.ABC):
                 "config.model.null_text = True; set it, or caption_dropout=0.0"
             )
         self.network = construct(models.MODELS, config.model.name, "config.model", **self.model)
+        shapes = dict.fromkeys(("image_embedding", "text_embedding"), (self.dim,))
+        if self.reads_tokens:
+            context = config.model.context_length
+            shapes |= {"text_features": (context, config.model.text_dim), "text_mask": (context,)}
+        self.embeddings = frozen_clip.Embeddings(config, clip, shapes)
+        self.teachers = self.embeddings.teachers
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Both embeddings, and the features of the tokens where the network reads them."""
-        spec = dict.fromkeys(("image_embedding", "text_embedding"), (self.dim,))
-        if self.reads_tokens:
-            context = self.config.model.context_length
-            spec |= {"text_features": (context, self.config.model.text_dim)}
-            spec |= {"text_mask": (context,)}
-        return {
-            name: jax.ShapeDtypeStruct(
-                (batch_size, *shape), jnp.bool_ if name == "text_mask" else jnp.float32
-            )
-            for name, shape in spec.items()
-        }
+        """Both embeddings, and the features of the tokens where the network reads them.
+
+        With `clip` the images and tokens that it makes them of.
+        """
+        return self.embeddings.spec(batch_size)
 
     def init(self, rng: Key[Array, ""]) -> dict:
         """Fresh parameters."""
@@ -142,7 +144,7 @@ class CaptionPrior(abc.ABC):
         """
         told = {
             name: jnp.asarray(condition[name])
-            for name in self.batch_spec(1)
+            for name in self.embeddings.shapes
             if name != "image_embedding"
         }
         count = len(told["text_embedding"])
@@ -153,47 +155,17 @@ class CaptionPrior(abc.ABC):
     def _program(self):
         return jax.jit(self.draw)
 
+    @functools.cached_property
+    def _shown(self) -> dict[str, np.ndarray]:
+        return self.embeddings.read(self.config.log.preview_count)
+
     def preview(self, params, rng: Key[Array, ""]) -> Float[Array, "count height width channels"]:
         """Cosines of predicted (rows) and true image embeddings (columns) as one grey picture.
 
         Of the first examples of the data; black is -1, white 1. A good prior has a bright diagonal.
         """
-        pairs = read_pairs(self.config, tuple(self.batch_spec(1)), self.config.log.preview_count)
+        pairs = self._shown
         predicted, true = self.sample(params, pairs, rng), jnp.asarray(pairs["image_embedding"])
         unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)  # noqa: E731
         cosines = jnp.clip(unit(predicted) @ unit(true).T, -1.0, 1.0)
         return jnp.repeat(jnp.repeat(cosines, _CELL, 0), _CELL, 1)[None, :, :, None]
-
-
-def read_pairs(
-    config: Any, fields: Sequence[str], count: int, split: str = ""
-) -> dict[str, np.ndarray]:
-    """The first `count` examples of `data.source`, or of its other split; all where it has fewer.
-
-    Raises:
-        ConfigError: the source lacks one of the fields.
-    """
-    where, name = "config.data.source", config.data.source
-    if split:
-        call = components.parse(name)
-        arguments = call.arguments | {"split": split}
-        name = f"{call.name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
-    source = build(input_pipeline.SOURCES, name, where)
-    try:
-        loader = input_pipeline.make_loader(
-            source,
-            image_size=config.data.image_size,
-            channels=config.data.channels,
-            batch_size=min(count, len(source)),
-            seed=0,
-            shuffle=False,
-            fields=tuple(fields),
-            process_index=0,
-            process_count=1,
-        )
-    except ValueError as error:
-        raise ConfigError(f"{where} = {name!r}: {error}") from error
-    try:
-        return next(loader)
-    finally:
-        loader.close()

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 import diffusion
 import input_pipeline
 import models
+from models.clip import end_position
 from training.components import ConfigError, build, construct
 
 # Images that the preview searches, and how many of the nearest it shows beside each.
@@ -139,6 +140,13 @@ class CLIPTask:
             return normalize(out.text_embedding), out.text_features
 
         return jax.jit(embed)
+
+    def text_mask(
+        self, tokens: Int[Array | np.ndarray, "batch context"]
+    ) -> Bool[Array | np.ndarray, "batch context"]:
+        """Which tokens are text: True up to and with the end token."""
+        end = end_position(tokens, self.config.model.end_token)
+        return np.arange(tokens.shape[1]) <= end[:, None]
 
     @functools.cached_property
     def _pictures(self) -> np.ndarray:

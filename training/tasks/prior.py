@@ -43,9 +43,14 @@ class PriorTask(CaptionPrior):
         normalize: bool = True,
         caption_dropout: float = 0.1,
         candidates: int = 2,
+        clip: str = "",
     ):
-        """scale: 0 is the root of the dimension; the paper's is 17.2 for vectors of length 1."""
-        super().__init__(config, scale, normalize, caption_dropout)
+        """Settings.
+
+        scale: 0 is the root of the dimension; the paper's is 17.2 for vectors of length 1.
+        clip: the work directory of a CLIP that embeds images and captions; '': the data do.
+        """
+        super().__init__(config, scale, normalize, caption_dropout, clip)
         if candidates < 1:
             raise ConfigError(f"config.task = {config.task!r}: candidates must be 1 or more")
         self.candidates = candidates
@@ -97,6 +102,7 @@ class PriorTask(CaptionPrior):
         self, params, state: dict, batch: Mapping, rng: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], dict]]:
         """Mean of the objective over the batch."""
+        batch, state = self.embeddings.fill(batch, state)
         noise_rng, drop_rng = jax.random.split(rng)
         embeddings, condition = self.examples(batch)
         result = self.objective(

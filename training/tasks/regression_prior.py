@@ -19,6 +19,7 @@ class RegressionPriorTask(CaptionPrior):
     contrastive: weight of a second loss (ECLIPSE, Patel et al. 2023: 0.2), the cross-entropy of
         telling a prediction's own text embedding from the others of the batch by cosine over
         `temperature`.
+    clip: the work directory of a CLIP that embeds images and captions; '': the data do.
     """
 
     networks = ("linear_prior", "mlp_prior")
@@ -30,8 +31,9 @@ class RegressionPriorTask(CaptionPrior):
         normalize: bool = True,
         contrastive: float = 0.0,
         temperature: float = 0.07,
+        clip: str = "",
     ):
-        super().__init__(config, scale, normalize, 0.0)
+        super().__init__(config, scale, normalize, 0.0, clip)
         if contrastive < 0 or not temperature > 0:
             raise ConfigError(
                 f"config.task = {config.task!r}: contrastive must be 0 or more, temperature above 0"
@@ -42,6 +44,7 @@ class RegressionPriorTask(CaptionPrior):
         self, params, state: dict, batch: Mapping, rng: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], dict]]:
         """Mean squared error of a coordinate, and the contrastive loss in nats."""
+        batch, state = self.embeddings.fill(batch, state)
         condition = self.condition(batch)
         target = self.to_model(jnp.asarray(batch["image_embedding"]))
         predicted = self.network.apply(params, condition)

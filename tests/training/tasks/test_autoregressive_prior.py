@@ -8,7 +8,6 @@ from models.autoregressive_prior import DOT
 from models.caption import NO_TEXT
 from training import command_line, tasks
 from training.components import ConfigError
-from training.tasks.caption_prior import read_pairs
 
 
 def make(task="autoregressive_prior(fit_count=1000)", **fields):
@@ -21,7 +20,7 @@ def make(task="autoregressive_prior(fit_count=1000)", **fields):
 
 
 TASK = make()
-PAIRS = read_pairs(TASK.config, tuple(TASK.batch_spec(1)), 16)
+PAIRS = TASK.embeddings.read(16)
 KEY = jax.random.key(0)
 PARAMS = TASK.init(KEY)
 

@@ -78,6 +78,18 @@ def test_loss_and_metrics_are_of_normalized_embeddings(variant):
     assert state == {}
 
 
+@pytest.mark.parametrize(("end_token", "lengths"), [(-1, [4, 1, 6]), (7, [3, 1, 2])])
+def test_the_mask_ends_with_the_end_token(end_token, lengths):
+    """The largest id or the given one, where it stands first; without one the first token."""
+    task = tasks.make_task(make_config(model__end_token=end_token))
+    ids = np.array([[1, 2, 7, 9, 9, 9], [9, 3, 2, 1, 0, 0], [1, 7, 3, 7, 8, 9]], np.int32)
+    expected = np.arange(6) < np.array(lengths)[:, None]
+    for tokens in (ids, jnp.asarray(ids)):
+        mask = task.text_mask(tokens)
+        assert isinstance(mask, type(tokens))
+        np.testing.assert_array_equal(mask, expected)
+
+
 def test_length_of_nothing():
     rows = normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0.0, 0.0]], rtol=1e-6)

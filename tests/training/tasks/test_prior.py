@@ -14,7 +14,6 @@ from models.caption import NO_TEXT
 from pipelines import analytic
 from training import command_line, tasks
 from training.components import ConfigError, build
-from training.tasks.caption_prior import read_pairs
 from training.tasks.prior import best
 
 SCHEDULE = "cosine(timesteps=1000)"
@@ -30,7 +29,7 @@ def make(task="prior(candidates=1)", **fields):
 
 
 TASK = make()
-PAIRS = read_pairs(TASK.config, tuple(TASK.batch_spec(1)), 16)
+PAIRS = TASK.embeddings.read(16)
 PARAMS = TASK.init(jax.random.key(0))
 KEY = jax.random.key(1)
 
@@ -227,7 +226,7 @@ def test_estimates_serve_the_task(tmp_path):
 
 def trained(task, steps, rate, batch_size=256):
     """Parameters after Adam with a cosine decay, on the first 16384 pairs."""
-    pairs = read_pairs(task.config, tuple(task.batch_spec(1)), 16_384)
+    pairs = task.embeddings.read(16_384)
     pairs = jax.tree.map(jnp.asarray, pairs)
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
@@ -258,7 +257,7 @@ def test_a_trained_prior_approaches_the_posterior():
     }
     task = make("prior(scale=1.0, normalize=False, candidates=1)", **fields)
     params = trained(task, 3000, 3e-3)
-    held = read_pairs(task.config, tuple(task.batch_spec(1)), 512, "test")
+    held = task.embeddings.read(512, "test")
     mean = held["text_embedding"] @ gaussian_pairs(dim=4).map.astype(np.float32)
 
     told, x = task.condition(held), jax.random.normal(KEY, (512, 4))

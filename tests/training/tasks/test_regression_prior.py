@@ -7,7 +7,6 @@ import pytest
 from configs import networks
 from training import command_line, tasks
 from training.components import ConfigError
-from training.tasks.caption_prior import read_pairs
 from training.tasks.regression_prior import text_as_image
 
 
@@ -20,7 +19,7 @@ def make(task, name="linear_prior", **model):
 
 
 LINEAR = make("regression_prior(scale=1.0, normalize=False)")
-PAIRS = read_pairs(LINEAR.config, tuple(LINEAR.batch_spec(1)), 2048)
+PAIRS = LINEAR.embeddings.read(2048)
 KEY = jax.random.key(0)
 
 
