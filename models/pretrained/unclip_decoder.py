@@ -24,7 +24,7 @@ def decoder_from_diffusers(
 ) -> Params:
     """Parameters of `UnCLIPDecoder(config)` from the state dicts of both parts.
 
-    The config has text_dim, learned_null=True and embedding_scale=1.0: such decoders are told CLIP's
+    The config has text_dim, learned_null=True and embedding_scale=1.0: they are told CLIP's
     embeddings as they are, not of length 1. Their tokens of the image lie channel by channel, ours
     token by token.
 

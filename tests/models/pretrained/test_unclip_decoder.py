@@ -1,4 +1,4 @@
-"""The decoder of unCLIP and its reader against diffusers' UNet2DConditionModel, UnCLIPTextProjModel."""
+"""The decoder of unCLIP and its reader against the classes of diffusers that Karlo is made of."""
 
 import dataclasses
 import json
