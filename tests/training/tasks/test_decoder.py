@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 import diffusion
 from configs import base, networks
@@ -25,7 +26,8 @@ MODEL = {
     "channels": 8,
     "channel_mult": (1, 2),
     "num_res_blocks": 1,
-    "attention_resolutions": (4,),
+    # In the middle alone.
+    "attention_resolutions": (),
     "head_channels": 8,
     "norm_groups": 4,
     "dropout": 0.0,
@@ -256,7 +258,7 @@ def test_guidance_of_scale_1_is_none_and_other_scales_compile_nothing(task, make
 
 def test_guidance_moves_away_from_neither_embedding_nor_caption(task, params, batch):
     """What the sampler's denoiser says is null + scale (conditional - null)."""
-    x = np.random.RandomState(5).standard_normal((8, 8, 8, 3)).astype("float32")
+    x = jax.random.normal(KEY, (8, 8, 8, 3))
     condition = task.told(told(batch))
     null = condition | {NO_IMAGE: jnp.ones(8, bool), NO_TEXT: jnp.ones(8, bool)}
     level = task.schedule.level(jnp.float32(600.0))
@@ -275,11 +277,22 @@ def test_guidance_moves_away_from_neither_embedding_nor_caption(task, params, ba
     assert np.abs(own - without).max() > 1e-2
 
 
-@pytest.mark.parametrize("fields", [{}, FEATURES])
-def test_training_lowers_the_loss_and_both_conditions_do(make, batch, fields):
-    """Embedding and caption say all of the image; withheld, the loss is larger."""
-    task = make("decoder(size=8, embedding_dropout=0.1, caption_dropout=0.1)", **fields)
-    params = task.init(KEY)
+def test_features_of_clip_in_place_of_tokens(make, batch):
+    task = make("decoder(size=8)", **FEATURES)
+    params = random_params(task)
+    loss, (metrics, _) = jax.jit(task.loss)(params, {}, batch, KEY)
+    assert np.isfinite(loss)
+    condition = task.condition(batch, KEY)
+    for name in ("image_embedding", "text_embedding", "text_features", "text_mask"):
+        np.testing.assert_array_equal(condition[name], batch[name])
+
+
+def test_training_lowers_the_loss_and_both_conditions_do(records, batch):
+    """Of pure noise, embedding and caption say all of the image that can be known."""
+    config = make_config(records, "decoder(size=8, embedding_dropout=0.1, caption_dropout=0.1)")
+    config = ConfigDict(config.to_dict())
+    config.diffusion.update(parameterization="x0", loss="simple", variance="fixed")
+    task = tasks.make_task(config)
     optimizer = optax.adam(1e-2)
 
     def update(carry, rng):
@@ -290,26 +303,23 @@ def test_training_lowers_the_loss_and_both_conditions_do(make, batch, fields):
 
     @jax.jit
     def train(params):
-        keys = jax.random.split(KEY, 150)
+        keys = jax.random.split(KEY, 300)
         return jax.lax.scan(update, (params, optimizer.init(params)), keys)
 
-    (params, _), losses = train(params)
-    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])
+    (params, _), losses = train(task.init(KEY))
+    assert np.mean(losses[-20:]) < 0.3 * np.mean(losses[:5])
 
-    level = task.schedule.level(jnp.float32(700.0))
     images, _ = task.examples(batch, KEY, KEY)
-    noise = jax.random.normal(KEY, images.shape)
-    x = level.alpha * images + level.sigma * noise
+    x, time = jax.random.normal(KEY, images.shape), jnp.full(8, 999.0)
+    apply = jax.jit(task.network.apply)
+
+    def error(condition):
+        return jnp.square(apply(params, x, time, condition) - images).mean()
+
     condition = task.told(batch)
-
-    @jax.jit
-    def error(params, condition):
-        x0 = sampler.guidance.denoiser_of(task, params)(x, level, condition).x0
-        return jnp.square(x0 - images).mean()
-
-    full = error(params, condition)
+    full = error(condition)
     for name in (NO_IMAGE, NO_TEXT):
-        assert error(params, condition | {name: jnp.ones(8, bool)}) > 1.1 * full, name
+        assert error(condition | {name: jnp.ones(8, bool)}) > 1.5 * full, name
 
 
 def test_samples_and_previews_are_of_held_out_examples(task, params):
@@ -331,6 +341,7 @@ def test_samples_and_previews_are_of_held_out_examples(task, params):
     np.testing.assert_allclose(pictures[:, :, :8], samples, atol=1 / 127)
 
 
+@pytest.mark.slow
 def test_train_then_sample(records, tmp_path):
     """The jobs: training reads records, --mode=sample makes image i of held-out example i."""
     config = make_config(records, "decoder(size=8)", CFG)
@@ -357,9 +368,8 @@ def test_mistakes(make, task, message):
 
 
 def test_more_mistakes(records, make):
-    config = make_config(records).copy_and_resolve_references()
-    with config.unlocked():
-        config.model = networks.unet()
+    config = ConfigDict(make_config(records).to_dict())
+    config.model = networks.unet()
     with pytest.raises(
         ConfigError, match=r"config\.model\.name must be 'unclip_decoder', not 'unet'"
     ):
