@@ -214,6 +214,49 @@ def unet_encoder() -> ConfigDict:
     return fields
 
 
+def unclip_decoder() -> ConfigDict:
+    """Fields of the decoder of unCLIP (`models.unclip_decoder.UnCLIPDecoderConfig`).
+
+    The defaults are DALL-E 2's; docs/unclip.md has Karlo's.
+    """
+    fields = unet()
+    for name in ("num_classes", "null_class", "context", "context_dim", "transformer_depth"):
+        del fields[name]
+    fields.update(
+        name="unclip_decoder",
+        channels=512,
+        channel_mult=(1, 2, 3, 4),
+        num_res_blocks=3,
+        attention_resolutions=(32, 16, 8),
+        head_channels=64,
+        conditioning="scale_shift",
+        resample="resblock",
+        time_embedding="adm",
+        norm_eps=1e-5,
+        init="torch",
+        # Numbers of a CLIP image embedding, which is also that of a text embedding.
+        embedding_dim=1024,
+    )
+    # Embeddings of length 1 are multiplied by this; 0.0: by the root of embedding_dim, so that
+    # their coordinates are of size 1.
+    fields.embedding_scale = 0.0
+    # Tokens of context that the image embedding becomes, and width of each token of context.
+    fields.image_tokens = 4
+    fields.text_width = 2048
+    # What stands for a withheld image embedding: learned numbers, or zeros.
+    fields.learned_null = False
+    # Tokens of a caption; 0: there is no caption, and the fields below are not looked at.
+    fields.context_length = 256
+    # The decoder's own transformer over token ids: their number, its blocks and heads.
+    fields.vocab_size = 49408
+    fields.text_depth = 24
+    fields.text_heads = 32
+    # Or, above 0: features of that width of each token, and text embeddings, come from a frozen
+    # CLIP and are projected; text_depth is 0 then.
+    fields.text_dim = 0
+    return fields
+
+
 def clip() -> ConfigDict:
     """Fields of CLIP (`models.clip.CLIPConfig`); the defaults are OpenAI's ViT-L/14 at 224 pixels.
 
@@ -353,6 +396,7 @@ FIELDS = {
     "edm2_unet": edm2_unet,
     "dit": dit,
     "unet_encoder": unet_encoder,
+    "unclip_decoder": unclip_decoder,
     "clip": clip,
     "prior": prior,
     "autoregressive_prior": autoregressive_prior,

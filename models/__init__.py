@@ -24,6 +24,7 @@ from models.edm2_unet import EDM2UNetConfig, make_edm2_unet
 from models.functional import Network, count_parameters
 from models.prior import PriorConfig, make_prior
 from models.song_unet import SongUNetConfig, make_song_unet
+from models.unclip_decoder import UnCLIPDecoderConfig, make_unclip_decoder
 from models.unet import UNetConfig, make_unet
 from models.unet_encoder import UNetEncoderConfig, make_unet_encoder
 
@@ -62,6 +63,7 @@ MODELS: dict[str, Callable[..., Network]] = {
     "edm2_unet": _maker(EDM2UNetConfig, make_edm2_unet),
     "dit": _maker(DiTConfig, make_dit),
     "unet_encoder": _maker(UNetEncoderConfig, make_unet_encoder),
+    "unclip_decoder": _maker(UnCLIPDecoderConfig, make_unclip_decoder),
     "clip": _maker(CLIPConfig, make_clip),
     "prior": _maker(PriorConfig, make_prior, images=False),
     "autoregressive_prior": _maker(

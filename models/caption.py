@@ -14,6 +14,8 @@ from models.transformer import Tokens, linear
 FIELDS = ("text_embedding", "text_features", "text_mask")
 # True where the caption is withheld: bool [batch], of networks with null_text.
 NO_TEXT = "no_text"
+# The same of an image embedding, in decoders.
+NO_IMAGE = "no_image"
 
 
 class CaptionSettings(Settings):

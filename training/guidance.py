@@ -57,22 +57,23 @@ def check(config: Any, task: Any, solver: Any, plan: Any) -> None:
     for name, item in zip(settings.guidance, items, strict=True):
         where = f"{FIELD} = {name!r}"
         negative = getattr(item, "negative", None)
-        if item.needs_null and not task.num_classes:
+        if item.needs_null and not task.num_classes and task.null is None:
             raise ConfigError(
                 f"{where}: guidance needs a network that knows labels and 'no label' "
                 "(config.model.num_classes, null_class = True in training), and this one knows "
                 "none; () samples without"
             )
-        if item.needs_null and negative is None and task.null_label is None:
+        if item.needs_null and negative is None and task.null is None:
             raise ConfigError(
                 f"{where}: guidance needs a network that knows 'no label' "
                 "(config.model.null_class = True in training); () samples without, negative=... "
                 "compares with another label"
             )
         if negative is not None and not 0 <= negative < task.num_classes:
-            raise ConfigError(
-                f"{where}: negative = {negative} must be a label from 0 to {task.num_classes - 1}"
+            allowed = (
+                f"a label from 0 to {task.num_classes - 1}" if task.num_classes else "left out"
             )
+            raise ConfigError(f"{where}: negative = {negative} must be {allowed}")
         there = getattr(task.network, "attention", ())
         if missing := set(getattr(item, "places", ())) - set(there):
             has = f"the network has it at {there}" if there else "this network has none to replace"

@@ -48,9 +48,13 @@ class Sampler:
     num_classes: int
     calls_per_image: int
 
-    def inputs(self, params: Any) -> Inputs:
-        """What `draw` is given beside the parameters, made on the host."""
-        return Inputs(self.plan(params), self.guidances, self.companions)
+    def inputs(self, params: Any, guidances: Sequence[diffusion.Guidance] | None = None) -> Inputs:
+        """What `draw` is given beside the parameters, made on the host.
+
+        guidances: in place of the configured ones, the same but for their numbers.
+        """
+        chosen = self.guidances if guidances is None else guidances
+        return Inputs(self.plan(params), tuple(chosen), self.companions)
 
     @functools.cached_property
     def _program(self) -> Callable[..., Any]:
@@ -63,12 +67,14 @@ class Sampler:
         indices: Int[Array | np.ndarray, " batch"],
         labels: Int[Array | np.ndarray, " batch"],
         told: Mapping[str, Any] | None = None,
+        guidances: Sequence[diffusion.Guidance] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """Images of the given sample indices: each depends on seed and its own index and label.
 
-        `told` is what a task's `sample_condition(indices)` says beside the labels.
+        `told` is what a task's `sample_condition(indices)` says beside the labels; `guidances` as
+        of `inputs`.
         """
-        return self._program(params, self.inputs(params), seed, indices, labels, told)
+        return self._program(params, self.inputs(params, guidances), seed, indices, labels, told)
 
 
 def build_sampler(config: Any, task: Any, companions: Sequence[Any] = ()) -> Sampler:
@@ -77,8 +83,8 @@ def build_sampler(config: Any, task: Any, companions: Sequence[Any] = ()) -> Sam
     Args:
         config: the whole config.
         task: gives `network`, `schedule`, `parameterization`, `learned_variance`, `image_shape`,
-            `num_classes`, `null_label` (None without one) and `split(params)`, as
-            `training.tasks.diffusion`.
+            `num_classes`, `null` (the condition that says nothing, or None) and `split(params)`,
+            as `training.tasks.diffusion`.
         companions: for each guidance its other network (`training.companions`), or None; without
             them, as in previews, the guidances that need one are left out.
 
@@ -120,7 +126,7 @@ def build_sampler(config: Any, task: Any, companions: Sequence[Any] = ()) -> Sam
         learned = task.split(params)[1].get("schedule")
         return plan_of(task.schedule.bind(jax.device_get(learned))) if learned else fixed
 
-    null = None if task.null_label is None else {"label": np.int32(task.null_label)}
+    null = task.null
     classes = [task.num_classes, *(c.task.num_classes for c in companions if c is not None)]
 
     def draw(

@@ -122,7 +122,7 @@ def guide(
 
 def calls(guidances: Sequence[Guidance], null: Condition) -> int:
     """Evaluations of denoising networks for each image and level; a classifier is not counted."""
-    one = {"label": np.zeros(1, int)}
+    one = {"label": np.zeros(1, int)} | jax.tree.map(np.atleast_1d, null or {})
     own = sum(len(guidance.conditions(one, null, 1)) for guidance in guidances)
     return 1 + own + sum(guidance.companion == "denoiser" for guidance in guidances)
 

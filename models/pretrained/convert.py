@@ -30,6 +30,8 @@ _LEAVES = {
     "log_scale": "logit_scale",
     # The prior's.
     "query": "prd_embedding",
+    # The decoder's.
+    "null_image": "learned_classifier_free_guidance_embeddings",
 }
 
 

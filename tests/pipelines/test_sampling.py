@@ -35,7 +35,7 @@ def make_task(config):
         learned_variance=False,
         image_shape=(4, 4, 1),
         num_classes=config.model.num_classes,
-        null_label=None,
+        null=None,
     )
 
 

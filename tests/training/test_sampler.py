@@ -23,7 +23,7 @@ def make_task(apply, num_classes=3, null_label=3, learned_variance=False, attent
         learned_variance=learned_variance,
         image_shape=(4, 4, 1),
         num_classes=num_classes,
-        null_label=null_label,
+        null=None if null_label is None else {"label": np.int32(null_label)},
         split=lambda params: (params, {}),
     )
 

@@ -11,6 +11,7 @@ from training.tasks import (
     classifier,
     clip,
     consistency,
+    decoder,
     diffusion,
     guidance_distillation,
     meanflow,
@@ -69,6 +70,7 @@ TASKS = {
     "autoregressive_prior": autoregressive_prior.AutoregressivePriorTask,
     "regression_prior": regression_prior.RegressionPriorTask,
     "super_resolution": super_resolution.SuperResolutionTask,
+    "decoder": decoder.DecoderTask,
 }
 
 

@@ -27,13 +27,15 @@ class DiffusionTask:
     Attributes:
         network: `models.functional.Network`, called (x, time, condition) -> raw.
         schedule, parameterization: of `diffusion`.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels) of what is modelled.
         num_classes: 0 when unconditional.
         null_label: the label that stands for none, or None.
     """
 
     # Numbers that the network is told beside time: 'step' and 'guidance' are the sampler's.
     scalars: tuple[str, ...] = ()
+    # Side in pixels of what is modelled; 0: that of the data.
+    side: int = 0
     # Images side by side in the network's input: its own, and those that it is told beside.
     inputs: int = 1
     # Trained runs whose parameters the loss finds in its state, by name (`training.teacher`).
@@ -42,10 +44,11 @@ class DiffusionTask:
     def __init__(self, config: ConfigDict):
         self.config = config
         settings = config.diffusion
-        self.image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
+        side = self.side or config.data.image_size
+        self.image_shape = (side, side, config.data.channels)
         self.field = config.data.field
-        self.num_classes = config.model.num_classes
-        self.null_label = self.num_classes if config.model.null_class else None
+        self.num_classes = config.model.get("num_classes", 0)
+        self.null_label = self.num_classes if config.model.get("null_class", False) else None
         self.schedule = build(diffusion.SCHEDULES, settings.schedule, "config.diffusion.schedule")
         self.parameterization = build(
             diffusion.PARAMETERIZATIONS,
@@ -71,7 +74,7 @@ class DiffusionTask:
             **model,
             in_channels=config.data.channels * self.inputs,
             out_channels=config.data.channels * (2 if self.learned_variance else 1),
-            image_size=config.data.image_size,
+            image_size=side,
         )
         self._preview = None
 
@@ -94,6 +97,11 @@ class DiffusionTask:
             return objective()
         except ValueError as error:
             raise ConfigError(f"config.diffusion: {error}") from error
+
+    @property
+    def null(self) -> dict[str, Any] | None:
+        """The condition that says nothing, for guidance; None where the network knows none."""
+        return None if self.null_label is None else {"label": np.int32(self.null_label)}
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Images as uint8 (or latents), and labels where the model is conditioned on them."""

@@ -72,7 +72,7 @@ class FewStepTask(DiffusionTask):
     def check_teacher(self, teacher: Any) -> None:
         """Refuses a teacher whose guidance or weights do not fit the student."""
         told = "guidance" in teacher.task.scalars
-        if self.guidance != 1.0 and not told and teacher.task.null_label is None:
+        if self.guidance != 1.0 and not told and teacher.task.null is None:
             raise self.error(
                 f"guidance={self.guidance} needs a teacher that knows 'no label' "
                 "(config.model.null_class = True in its training)"
@@ -148,7 +148,7 @@ class FewStepTask(DiffusionTask):
                 plain,
                 [dataclasses.replace(classifier_free(w=0.0), extra=scale - 1.0)],
                 task.parameterization,
-                {"label": np.int32(task.null_label)},
+                task.null,
             )
             return guided(x, level, condition)
 

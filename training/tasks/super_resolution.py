@@ -10,13 +10,12 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 import diffusion
-import input_pipeline
 from input_pipeline.decoder import Decoder
 from input_pipeline.degradations import DEGRADATIONS, add_noise, degrade
 from input_pipeline.resize import resize
 from models import Network
-from training import sampler
-from training.components import ConfigError, build, parse
+from training import held_out, sampler
+from training.components import ConfigError
 from training.tasks.diffusion import DiffusionTask
 
 # Names in the condition.
@@ -139,15 +138,8 @@ class SuperResolutionTask(DiffusionTask):
     ) -> UInt8[np.ndarray, "batch height width channels"]:
         """Held-out images, in their own order, from the first again after the last."""
         if self._held_out_source is None:
-            name, arguments = parse(self.config.data.source)
-            values = arguments | {"split": self._held_out}
-            spec = ", ".join(f"{key}={value!r}" for key, value in values.items())
-            source = build(input_pipeline.SOURCES, f"{name}({spec})", "config.data.source")
-            size, _, channels = self.image_shape
-            self._held_out_source = Decoder(source, size, channels, ("image",), "raise")
-        decoder = self._held_out_source
-        wanted = [int(index) % len(decoder.source) for index in indices]
-        return np.stack([example["image"] for example in decoder(wanted, [])])
+            self._held_out_source = held_out.reader(self.config, self._held_out, ("image",))
+        return held_out.examples(self._held_out_source, indices)["image"]
 
     def sample_condition(self, indices: Int[np.ndarray, " batch"]) -> dict[str, np.ndarray]:
         """What the network is told of samples: held-out images, reduced, with `sampling_noise`.
