@@ -185,17 +185,13 @@ class SceneAccuracy:
     def _real(
         self, config: Any
     ) -> tuple[UInt8[np.ndarray, "count height width channels"], Int[np.ndarray, " count"]]:
-        name, arguments = components.parse(config.data.source)
-        if name != "shapes":
+        if components.parse(config.data.source).name != "shapes":
             raise ConfigError(
                 f"{_FIELD}: scene_accuracy reads scenes of config.data.source = 'shapes(...)', not "
                 f"of {config.data.source!r}"
             )
-        source = components.build(
-            input_pipeline.SOURCES,
-            name + _arguments(arguments | {"split": self.split}),
-            _FIELD,
-        )
+        spec = components.changed(config.data.source, split=self.split)
+        source = components.build(input_pipeline.SOURCES, spec, _FIELD)
         size, fields = config.data.image_size, ("image", "label")
         decoder = Decoder(source, size, config.data.channels, fields, "raise")
         examples = list(decoder(range(min(self.max_examples, len(source))), []))
@@ -203,10 +199,6 @@ class SceneAccuracy:
             np.stack([example["image"] for example in examples]),
             np.array([example["label"] for example in examples]),
         )
-
-
-def _arguments(values: Mapping[str, Any]) -> str:
-    return f"({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
 def _shows(

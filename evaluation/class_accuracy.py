@@ -74,11 +74,8 @@ class ClassAccuracy:
         self, split: str, config: Any
     ) -> tuple[UInt8[np.ndarray, "count height width channels"], Int[np.ndarray, " count"]]:
         """Images and labels of a split, as the model is trained on them but not augmented."""
-        name, arguments = components.parse(config.data.source)
-        values = ", ".join(
-            f"{key}={value!r}" for key, value in (arguments | {"split": split}).items()
-        )
-        source = components.build(input_pipeline.SOURCES, f"{name}({values})", _FIELD)
+        spec = components.changed(config.data.source, split=split)
+        source = components.build(input_pipeline.SOURCES, spec, _FIELD)
         if not source.num_classes:
             raise ConfigError(f"{_FIELD}: class_accuracy needs labels; {source.name} has none")
         # A random part where there are more than max_examples.

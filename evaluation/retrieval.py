@@ -119,9 +119,8 @@ def recall(
 
 
 def _source(config: Any, split: str) -> Any:
-    name, arguments = components.parse(config.data.source)
-    values = ", ".join(f"{key}={value!r}" for key, value in (arguments | {"split": split}).items())
-    return components.build(input_pipeline.SOURCES, f"{name}({values})", _FIELD)
+    spec = components.changed(config.data.source, split=split)
+    return components.build(input_pipeline.SOURCES, spec, _FIELD)
 
 
 def _require(source: Any, metric: str, fields: Sequence[str]) -> None:

@@ -153,16 +153,15 @@ def held_out(config: Any) -> tuple[Any, str]:
     settings, field, images = config.likelihood, "config.likelihood.source", ""
     images = settings.source
     if not images:
-        name, arguments = components.parse(config.data.source)
+        name = components.parse(config.data.source).name
         make = components.lookup(input_pipeline.SOURCES, name, "config.data.source")
         if "split" not in inspect.signature(make).parameters:
             raise ConfigError(
                 f"config.likelihood.source = '': config.data.source = {config.data.source!r} has "
                 "no splits; name the images to measure"
             )
-        arguments = arguments | {"split": settings.split}
-        values = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        field, images = "config.likelihood.split gives the source", f"{name}({values})"
+        field = "config.likelihood.split gives the source"
+        images = components.changed(config.data.source, split=settings.split)
     source = components.build(input_pipeline.SOURCES, images, field)
     classes = config.model.get("num_classes", 0)
     if classes and source.num_classes != classes:

@@ -131,20 +131,6 @@ def _argument(node: ast.expr, string: str) -> Any:
         ) from None
 
 
-def spell(call: Call) -> str:
-    """The string that `parse` reads as this call."""
-    arguments = [f"{name}={_spell_value(value)}" for name, value in call.arguments.items()]
-    return f"{call.name}({', '.join(arguments)})"
-
-
-def _spell_value(value: Any) -> str:
-    if isinstance(value, Call):
-        return spell(value)
-    if _calls(value):
-        return f"({', '.join(map(_spell_value, value))},)"
-    return repr(value)
-
-
 def changed(string: str, **arguments: Any) -> str:
     """The same component with these arguments, and its others: `changed(source, split="test")`."""
     call = parse(string)

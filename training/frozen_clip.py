@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-import diffusion
 import input_pipeline
-from input_pipeline.resize import resize
 from input_pipeline.tokenizer import Tokenizer
 from training import components, contract, encoder, tokens
 from training.components import ConfigError, build
@@ -181,7 +179,6 @@ class Embeddings:
         config: Any,
         clip: str,
         shapes: Mapping[str, tuple[int, ...]],
-        image_size: int = 0,
     ):
         """What is wanted.
 
@@ -190,16 +187,10 @@ class Embeddings:
             clip: work directory of a run of task 'clip', which makes the fields of the images and
                 the captions of `data.source`, inside the step; '': the source has them.
             shapes: of one example of each field, names of `FIELDS`.
-            image_size: side at which `fill` gives 'image', too, at most `data.image_size`; 0: the
-                task needs none.
         """
         if unknown := shapes.keys() - set(FIELDS):
             raise ValueError(f"shapes: {sorted(unknown)} are none of {FIELDS}")
-        if image_size > config.data.image_size:
-            raise ConfigError(
-                f"config.data.image_size = {config.data.image_size}: must be {image_size} or more"
-            )
-        self.config, self.shapes, self._size = config, dict(shapes), image_size
+        self.config, self.shapes = config, dict(shapes)
         self._clip = FrozenCLIP(clip, shapes) if clip else None
         self.teachers = {CLIP: self._clip} if self._clip else {}
 
@@ -209,7 +200,7 @@ class Embeddings:
         shapes = dict(self.shapes)
         if self._clip:
             shapes = {"tokens": (data.context,)} if "tokens" in self._clip.sources else {}
-        if self._size or (self._clip and "image" in self._clip.sources):
+        if self._clip and "image" in self._clip.sources:
             shapes["image"] = (data.image_size, data.image_size, data.channels)
         types = {"image": jnp.uint8, "tokens": jnp.int32, "text_mask": jnp.bool_}
         return {
@@ -225,10 +216,28 @@ class Embeddings:
         filled = dict(batch)
         if self._clip:
             filled |= self._clip.embed(state[CLIP], batch)
-        if self._size and self._size != self.config.data.image_size:
-            small = resize(diffusion.to_model(batch["image"]), (self._size,) * 2, "bicubic")
-            filled["image"] = diffusion.to_uint8(small)
         return filled, {name: value for name, value in state.items() if name != CLIP}
+
+    @property
+    def of_source(self) -> tuple[str, ...]:
+        """Fields that an example of the source must have for `complete`."""
+        if not self._clip:
+            return tuple(self.shapes)
+        words = "caption" if self.config.data.tokenizer else "tokens"
+        return tuple(words if name == "tokens" else name for name in self._clip.sources)
+
+    def complete(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Examples of the source with all fields, made outside of the step."""
+        if not self._clip:
+            return dict(rows)
+        clip = self._encoder
+        ids = clip.tokenizer(rows["caption"]) if "caption" in rows else rows.get("tokens")
+        return dict(rows) | clip.fields(tuple(self.shapes), rows.get("image"), ids)
+
+    @functools.cached_property
+    def _encoder(self) -> "encoder.Encoder":
+        self._clip.check_config(self.config)
+        return self._clip.load_encoder()
 
     def read(
         self, count: int, split: str = "", fields: Sequence[str] = ()
@@ -275,8 +284,7 @@ def _examples(
     """The first examples of `data.source`, or of its other split, in parts."""
     where, name = "config.data.source", config.data.source
     if split:
-        call = components.parse(name)
-        name = components.spell(call._replace(arguments=call.arguments | {"split": split}))
+        name = components.changed(name, split=split)
     source = build(input_pipeline.SOURCES, name, where)
     count = min(count, len(source))
     try:

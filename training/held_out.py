@@ -8,7 +8,7 @@ from jaxtyping import Int, Shaped
 
 import input_pipeline
 from input_pipeline.decoder import Decoder
-from training.components import ConfigError, build, parse
+from training.components import ConfigError, build, changed
 
 
 def reader(config: Any, split: str, fields: Sequence[str]) -> Decoder:
@@ -17,9 +17,7 @@ def reader(config: Any, split: str, fields: Sequence[str]) -> Decoder:
     Raises:
         ConfigError: the source has no such split or fields.
     """
-    name, arguments = parse(config.data.source)
-    values = arguments | {"split": split}
-    spec = f"{name}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
+    spec = changed(config.data.source, split=split)
     source = build(input_pipeline.SOURCES, spec, "config.data.source")
     if missing := [field for field in fields if field not in source.fields]:
         raise ConfigError(

@@ -61,7 +61,8 @@ def test_every_stage_has_a_run_of_its_own_and_what_is_done_is_left(trained, caps
     assert {name.split("/")[0] for name in before} == set(config.order)
     stacks.train(freeze(config), root)
     told = capsys.readouterr().err
-    assert told.count("done already") == 4 and "stage 2 of 4: prior" in told
+    assert told.count("done already") == 4
+    assert "stage 2 of 4: prior" in told
     assert files(root) == before
 
 
@@ -88,7 +89,7 @@ def _moved(copy, root):
 def test_a_stage_needs_its_clip(trained, tmp_path):
     config = trained[0].copy_and_resolve_references()
     config.only = "prior"
-    with pytest.raises(ConfigError, match="stage 'clip' is not trained yet.*--config.only=clip"):
+    with pytest.raises(ConfigError, match=r"stage 'clip' is not trained yet.*--config.only=clip"):
         stacks.train(freeze(config), tmp_path)
     assert not (tmp_path / "prior").exists()
 
@@ -116,7 +117,8 @@ def asked(trained):
 def test_pictures_of_prompts_are_stored_with_their_captions(asked):
     config, _, out = asked
     images = np.load(out / "samples.npz")["arr_0"]
-    assert images.shape == (4, 32, 32, 3) and images.dtype == np.uint8
+    assert images.shape == (4, 32, 32, 3)
+    assert images.dtype == np.uint8
     assert np.array_equal(np.asarray(Image.open(out / "000003.png")), images[3])
     info = json.loads((out / "info.json").read_text())
     assert info["captions"] == [p for p in config.generate.prompts for _ in range(2)]
@@ -158,18 +160,18 @@ def test_long_and_empty_prompts(asked, caplog):
     (record,) = caplog.records
     assert "longer than the 16 tokens" in record.getMessage()
     assert "more words" in record.getMessage()
-    with pytest.raises(ConfigError, match="a prompt is empty"):
+    with pytest.raises(ConfigError, match=r"a prompt is empty"):
         pipeline.check_prompts(["  "])
     config = config.copy_and_resolve_references()
     config.generate.prompts = ()
-    with pytest.raises(ConfigError, match="config.generate.prompts: empty.*--prompt="):
+    with pytest.raises(ConfigError, match=r"config.generate.prompts: empty.*--prompt="):
         generate.generate(freeze(config), root)
 
 
 def test_a_missing_stage_is_named(trained, tmp_path):
     config, root = trained
     shutil.copytree(root / "clip", tmp_path / "clip")
-    with pytest.raises(ConfigError, match="config.stages.prior: is not trained.*--config.only"):
+    with pytest.raises(ConfigError, match=r"config.stages.prior: is not trained.*--config.only"):
         TextToImage(freeze(config), tmp_path)
 
 
@@ -185,18 +187,21 @@ def test_stages_of_two_clips_are_refused_in_one_line(trained, tmp_path):
         TextToImage(freeze(config), copy)
     message = str(refused.value)
     assert "\n" not in message
-    assert "0123456789abcdef" in message and contract.encoder in message
+    assert "0123456789abcdef" in message
+    assert contract.encoder in message
 
 
 def test_stages_in_the_wrong_place_or_of_the_wrong_size_are_refused(trained):
     config, root = trained
     wrong = config.copy_and_resolve_references()
     wrong.generate.prior = "decoder"
-    with pytest.raises(ConfigError, match="stage 'decoder' is of task 'decoder.*a prior is needed"):
+    with pytest.raises(
+        ConfigError, match=r"'decoder' is of task 'decoder.*a prior is needed"
+    ):
         TextToImage(freeze(wrong), root)
     twice = config.copy_and_resolve_references()
     twice.generate.upsamplers = ("upsampler", "upsampler")
-    with pytest.raises(ConfigError, match="'upsampler' enlarges images of 16 px.*have 32 px"):
+    with pytest.raises(ConfigError, match=r"'upsampler' enlarges images of 16 px.*have 32 px"):
         TextToImage(freeze(twice), root)
 
 
@@ -222,9 +227,13 @@ def test_caption_accuracy_is_measured_once(trained, capsys):
         evaluation.stack.evaluate(freeze(config), root)
     (row,) = (root / "evaluation" / "caption_accuracy.jsonl").read_text().splitlines()
     values = json.loads(row)["values"]
-    assert values["real"] == 1.0 and values["count"] == 4
-    (out,) = [path for path in (root / "generated").iterdir() if "-4-seed0" in path.name
-              and CAPTION.replace(" ", "_")[:20] not in path.name]
+    assert values["real"] == 1.0
+    assert values["count"] == 4
+    (out,) = [
+        path
+        for path in (root / "generated").iterdir()
+        if "-4-seed0" in path.name and CAPTION.replace(" ", "_")[:20] not in path.name
+    ]
     info = json.loads((out / "info.json").read_text())
     again = caption_accuracy(np.load(out / "samples.npz")["arr_0"], info["captions"])
     assert values["attributes"] == again["attributes"]

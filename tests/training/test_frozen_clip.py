@@ -201,21 +201,6 @@ def test_what_the_fields_are(clip):
         assert not np.any(leaf)
 
 
-def test_the_image_is_there_at_the_size_that_is_asked_for(clip):
-    config = make_config(clip)
-    small = Embeddings(config, str(clip), {"image_embedding": (8,)}, image_size=4)
-    assert {name: spec.shape for name, spec in small.spec(2).items()} == {"image": (2, 8, 8, 1)}
-    images = np.full((2, 8, 8, 1), 77, np.uint8)
-    filled, _ = jax.jit(small.fill)({"image": images}, {"clip": encoder.load(clip).params})
-    np.testing.assert_array_equal(filled["image"], images[:, :4, :4])
-    whole = Embeddings(config, "", {"tokens": (16,)}, image_size=8)
-    assert set(whole.spec(2)) == {"image", "tokens"}
-    batch = {"image": images}
-    assert whole.fill(batch, {})[0]["image"] is images
-    with pytest.raises(ConfigError, match=r"config\.data\.image_size = 8: must be 16 or more"):
-        Embeddings(config, str(clip), {}, image_size=16)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -30,12 +30,12 @@ def test_fields_of_stages_are_set_on_the_command_line(config):
     )
     assert config.stages.prior.train.steps == 7
     assert stack.only(config) == ["clip", "prior"], "in the order of the stack"
-    with pytest.raises(ConfigError, match="did you mean config.stages.prior.train.steps"):
+    with pytest.raises(ConfigError, match=r"did you mean config.stages.prior.train.steps"):
         command_line.override(config, ["--config.stages.prior.trian.steps=7"])
 
 
 @pytest.mark.parametrize(
-    "field, value, message",
+    ("field", "value", "message"),
     [
         ("only", "piror", "config.only: there is no stage 'piror'; did you mean 'prior'"),
         ("embeddings", "disk", "config.embeddings = 'disk': must be 'records' or 'step'"),
@@ -68,7 +68,7 @@ def test_a_name_that_the_stack_itself_uses_is_refused(config):
     fields["stages"]["generated"] = fields["stages"].pop("prior")
     fields["order"] = ("clip", "generated", "decoder", "upsampler")
     fields["generate"]["prior"] = "generated"
-    with pytest.raises(ConfigError, match="config.stages.generated: must be a plain name"):
+    with pytest.raises(ConfigError, match=r"config.stages.generated: must be a plain name"):
         stack.validate_stack(load(json.loads(json.dumps(fields))))
 
 

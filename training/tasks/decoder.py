@@ -15,7 +15,7 @@ from input_pipeline.decoder import Decoder
 from input_pipeline.resize import resize
 from models.caption import NO_IMAGE, NO_TEXT
 from models.unclip_decoder import UnCLIPDecoderConfig
-from training import guidance, held_out
+from training import frozen_clip, guidance, held_out
 from training.components import ConfigError
 from training.sampler import Sampler, build_sampler
 from training.tasks.diffusion import DiffusionTask
@@ -36,6 +36,8 @@ class DecoderTask(DiffusionTask):
     embedding_dropout: rate at which the image embedding is withheld.
     caption_dropout: rate at which the caption is withheld; of no effect without one.
     held_out: split of config.data.source that samples and previews are made from.
+    clip: work directory of a CLIP that embeds images and captions inside the step; '': the data
+        have the embeddings (`training.frozen_clip`).
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class DecoderTask(DiffusionTask):
         embedding_dropout: float = 0.1,
         caption_dropout: float = 0.5,
         held_out: str = "test",
+        clip: str = "",
     ):
         self.config = config
         full = config.data.image_size
@@ -68,6 +71,8 @@ class DecoderTask(DiffusionTask):
         model = {name: value for name, value in config.model.to_dict().items() if name != "name"}
         described = UnCLIPDecoderConfig(config.data.channels, 1, self.image_shape[0], **model)
         self.shapes, self.caption = described.shapes, described.caption
+        self.embeddings = frozen_clip.Embeddings(config, clip, self.shapes)
+        self.teachers = self.embeddings.teachers
         self.rates = {NO_IMAGE: embedding_dropout}
         if self.caption:
             self.rates[NO_TEXT] = caption_dropout
@@ -83,14 +88,18 @@ class DecoderTask(DiffusionTask):
         return {name: np.bool_(True) for name, rate in self.rates.items() if rate} or None
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Images of the data's size as uint8, their embeddings, and what is of the caption."""
+        """Images of the data's size as uint8, and fields of embeddings or what they are made of."""
         data = self.config.data
         shape = (batch_size, data.image_size, data.image_size, data.channels)
-        told = {
-            name: jax.ShapeDtypeStruct((batch_size, *rest), _TYPES.get(name, jnp.float32))
-            for name, rest in self.shapes.items()
-        }
-        return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)} | told
+        image = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+        return image | self.embeddings.spec(batch_size)
+
+    def loss(
+        self, params, state: dict, batch: Mapping, rng: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], dict]]:
+        """Mean of the objective over the batch; a frozen CLIP embeds it first."""
+        batch, state = self.embeddings.fill(batch, state)
+        return super().loss(params, state, batch, rng)
 
     def told(self, given: Fields) -> dict[str, Shaped[Array, "batch ..."]]:
         """The network's condition by fields of a batch; embeddings and captions are found here.
@@ -185,19 +194,20 @@ class DecoderTask(DiffusionTask):
         return jax.tree.map(guidance.as_array, items)
 
     @functools.cached_property
-    def _examples(self) -> Decoder:
-        return held_out.reader(self.config, self._held_out, ("image", *self.shapes))
+    def _reader(self) -> Decoder:
+        fields = dict.fromkeys(("image", *self.embeddings.of_source))
+        return held_out.reader(self.config, self._held_out, tuple(fields))
 
     def sample_condition(self, indices: Int[np.ndarray, " batch"]) -> dict[str, np.ndarray]:
         """What the network is told of samples: sample i is of example i of the held-out split."""
-        given = held_out.examples(self._examples, indices)
+        given = self.embeddings.complete(held_out.examples(self._reader, indices))
         return jax.tree.map(np.asarray, self.told(given))
 
     def true_images(
         self, indices: Int[np.ndarray, " batch"]
     ) -> UInt8[np.ndarray, "batch height width channels"]:
         """Held-out images at the modelled size."""
-        images = held_out.examples(self._examples, indices)["image"]
+        images = held_out.examples(self._reader, indices)["image"]
         reduced = self._reduced(diffusion.to_model(jnp.asarray(images)))
         return np.asarray(diffusion.to_uint8(reduced))
 
