@@ -69,7 +69,7 @@ def _train(stage: ConfigDict, workdir: Workdir) -> None:
     call = stack.task_of(stage)
     if call.name == "autoregressive_prior" and not workdir.path.joinpath(quantize.FILE).exists():
         quantize.quantize(freeze(stage), workdir)
-    loop.train(freeze(stage), workdir)
+    loop.train(freeze(stage), os.fspath(workdir))
     # Its programs are of no more use; the next stage's need the room.
     jax.clear_caches()
 

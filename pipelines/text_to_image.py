@@ -160,17 +160,9 @@ class TextToImage:
 
     def _told(self, captions: Sequence[str]) -> dict[str, jax.Array]:
         """What CLIP's text tower says of captions, on the mesh."""
-        tokens = self.clip.tokenizer(captions)
-        embedding, features = self.clip.texts(tokens)
-        return {
-            name: self.place(array)
-            for name, array in (
-                ("tokens", tokens),
-                ("text_mask", self.clip.text_mask(tokens)),
-                ("text_embedding", embedding),
-                ("text_features", features),
-            )
-        }
+        names = ("tokens", "text_mask", "text_embedding", "text_features")
+        told = self.clip.fields(names, None, self.clip.tokenizer(captions))
+        return {name: self.place(array) for name, array in told.items()}
 
     def place(self, array: jax.Array | np.ndarray) -> jax.Array:
         """An array with a row for each caption, split over the devices."""

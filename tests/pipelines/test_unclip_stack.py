@@ -26,7 +26,7 @@ def tiny(tmp_path):
     config = unclip_shapes.get_config("smoke")
     for name in config.order:
         stage = config.stages[name]
-        stage.train.update(steps=4, batch_size=4)
+        stage.train.update(steps=4, batch_size=8)
         stage.checkpoint.every = 2
         stage.log.update(every=2, preview_every=0, tensorboard=False)
         if name in ("decoder", "upsampler"):
@@ -34,7 +34,7 @@ def tiny(tmp_path):
             stage.model.attention_resolutions = ()
         stage.sample.steps = 2
     config.stages.clip.embed.statistics = 32
-    config.generate.batch_size = 2
+    config.generate.batch_size = 8
     return config
 
 
@@ -108,7 +108,7 @@ def asked(trained):
     """(config, root, directory) of pictures of two prompts."""
     config, root = trained
     config = config.copy_and_resolve_references()
-    config.generate.update(prompts=(CAPTION, "two elephants, ödd ☃ words"), count=2)
+    config.generate.update(prompts=(CAPTION, "two elephants, ödd ☃ words"), count=5)
     generate.generate(freeze(config), root)
     (out,) = (root / "generated").iterdir()
     return config, root, out
@@ -117,11 +117,11 @@ def asked(trained):
 def test_pictures_of_prompts_are_stored_with_their_captions(asked):
     config, _, out = asked
     images = np.load(out / "samples.npz")["arr_0"]
-    assert images.shape == (4, 32, 32, 3)
+    assert images.shape == (10, 32, 32, 3)
     assert images.dtype == np.uint8
     assert np.array_equal(np.asarray(Image.open(out / "000003.png")), images[3])
     info = json.loads((out / "info.json").read_text())
-    assert info["captions"] == [p for p in config.generate.prompts for _ in range(2)]
+    assert info["captions"] == [p for p in config.generate.prompts for _ in range(5)]
     assert info["stages"]["prior"]["checkpoint"] == 4
     plain = np.asarray(Image.open(out / "grid.png"))
     assert plain.shape[0] > 2 * (64 + 2) + 2, "there is room for captions"
@@ -131,10 +131,13 @@ def test_a_picture_depends_on_its_prompt_number_and_seed_alone(asked, trained):
     config, root, out = asked
     images = np.load(out / "samples.npz")["arr_0"]
     pipeline = TextToImage(freeze(config), root)
-    again = pipeline([CAPTION, "a large blue star on a black background"], 0, np.int32([1, 5]))
-    assert np.array_equal(np.asarray(again)[0], images[1])
-    other = pipeline([CAPTION, CAPTION], 1, np.int32([1, 1]))
-    assert not np.array_equal(np.asarray(other)[0], images[1])
+    captions = ["a large blue star on a black background"] * 8
+    captions[6] = CAPTION
+    numbers = np.int32([9, 9, 9, 9, 9, 9, 1, 0])
+    again = np.asarray(pipeline(captions, 0, numbers))
+    assert np.array_equal(again[6], images[1])
+    other = np.asarray(pipeline(captions, 1, numbers))
+    assert not np.array_equal(other[6], images[1])
 
 
 def test_a_killed_job_goes_on_at_the_missing_chunk(asked, capsys):
@@ -146,7 +149,7 @@ def test_a_killed_job_goes_on_at_the_missing_chunk(asked, capsys):
     generate.generate(freeze(config), root)
     assert (out / "samples.npz").read_bytes() == images
     assert (out / "chunks" / "000000.0.npz").stat().st_mtime_ns == kept
-    assert json.loads((out / "info.json").read_text())["made_by_this_start"] == 2
+    assert json.loads((out / "info.json").read_text())["made_by_this_start"] == 8
 
 
 def test_long_and_empty_prompts(asked, caplog):
@@ -210,10 +213,10 @@ def test_without_a_prior_the_decoder_is_given_the_text_embedding(trained):
     config = config.copy_and_resolve_references()
     config.generate.prior = ""
     pipeline = TextToImage(freeze(config), root)
-    captions, numbers = [CAPTION] * 2, np.arange(2, dtype=np.int32)
+    captions, numbers = [CAPTION] * 8, np.arange(8, dtype=np.int32)
     embedding = np.asarray(pipeline.embed(captions, 0, numbers))
     np.testing.assert_allclose(embedding, pipeline.clip.captions(captions), atol=1e-6)
-    assert pipeline(captions, 0, numbers).shape == (2, 32, 32, 3)
+    assert pipeline(captions, 0, numbers).shape == (8, 32, 32, 3)
 
 
 def test_caption_accuracy_is_measured_once(trained, capsys):
