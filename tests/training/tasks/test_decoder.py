@@ -283,7 +283,7 @@ def test_features_of_clip_in_place_of_tokens(make, batch):
     loss, (metrics, _) = jax.jit(task.loss)(params, {}, batch, KEY)
     assert np.isfinite(loss)
     # The network has a learned variance.
-    assert metrics["vlb"] > 0
+    assert metrics["vlb_bits"] > 0
     condition = task.condition(batch, KEY)
     for name in ("image_embedding", "text_embedding", "text_features", "text_mask"):
         np.testing.assert_array_equal(condition[name], batch[name])
