@@ -15,9 +15,11 @@ from input_pipeline.convert import convert
 from input_pipeline.sources.base import Source
 from models.caption import NO_IMAGE, NO_TEXT
 from pipelines import sampling
-from training import loop, sampler, tasks
+from training import checkpoints, loop, sampler, tasks
 from training.components import ConfigError
 from training.config import freeze, validate
+from training.mesh import make_mesh
+from training.workdir import Workdir
 
 DIM, WORDS, SIZE = 4, 3, 16
 KEY = jax.random.key(0)
@@ -353,6 +355,14 @@ def test_train_then_sample(records, tmp_path):
     (out,) = (tmp_path / "samples").iterdir()
     images = np.load(out / "samples.npz")["arr_0"]
     assert images.shape == (3, 8, 8, 3)
+    task, mesh = tasks.make_task(config), make_mesh(**config.mesh)
+    params, _ = checkpoints.restore_for_sampling(
+        Workdir(tmp_path).checkpoints, "default", task.init, mesh, -1, averages=config.ema
+    )
+    told = task.sample_condition(np.arange(3, dtype=np.int32))
+    expected = task.sample(params, told, jax.random.key(config.sample.seed))
+    np.testing.assert_allclose(images, diffusion.to_uint8(expected), atol=1)
+    assert np.ptp(images, axis=0).max() > 10
 
 
 @pytest.mark.parametrize(
