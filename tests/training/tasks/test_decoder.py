@@ -15,9 +15,11 @@ from input_pipeline.convert import convert
 from input_pipeline.sources.base import Source
 from models.caption import NO_IMAGE, NO_TEXT
 from pipelines import sampling
-from training import loop, sampler, tasks
+from training import checkpoints, loop, sampler, tasks
 from training.components import ConfigError
 from training.config import freeze, validate
+from training.mesh import make_mesh
+from training.workdir import Workdir
 
 DIM, WORDS, SIZE = 4, 3, 16
 KEY = jax.random.key(0)
@@ -282,6 +284,8 @@ def test_features_of_clip_in_place_of_tokens(make, batch):
     params = random_params(task)
     loss, _ = jax.jit(task.loss)(params, {}, batch, KEY)
     assert np.isfinite(loss)
+    # The network has a learned variance.
+    assert metrics["vlb_bits"] > 0
     condition = task.condition(batch, KEY)
     for name in ("image_embedding", "text_embedding", "text_features", "text_mask"):
         np.testing.assert_array_equal(condition[name], batch[name])
@@ -351,6 +355,14 @@ def test_train_then_sample(records, tmp_path):
     (out,) = (tmp_path / "samples").iterdir()
     images = np.load(out / "samples.npz")["arr_0"]
     assert images.shape == (3, 8, 8, 3)
+    task, mesh = tasks.make_task(config), make_mesh(**config.mesh)
+    params, _ = checkpoints.restore_for_sampling(
+        Workdir(tmp_path).checkpoints, "default", task.init, mesh, -1, averages=config.ema
+    )
+    told = task.sample_condition(np.arange(3, dtype=np.int32))
+    expected = task.sample(params, told, jax.random.key(config.sample.seed))
+    np.testing.assert_allclose(images, diffusion.to_uint8(expected), atol=1)
+    assert np.ptp(images, axis=0).max() > 10
 
 
 @pytest.mark.parametrize(
