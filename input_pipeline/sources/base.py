@@ -74,6 +74,33 @@ class Source(abc.ABC):
                 )
 
 
+class Subset(Source):
+    """Some examples of a source, in the order in which they are named.
+
+    what: says which they are; part of the fingerprint.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int], name: str, what: str):
+        self.name, self.fields, self.class_names = name, source.fields, source.class_names
+        self._source, self._indices, self._what = source, indices, what
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the source, and which examples."""
+        return f"{self._source.fingerprint}-{self._what}"
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def example(self, index: int, fields: Collection[str]) -> dict:
+        """The fields asked for."""
+        return self._source.example(self._indices[index], fields)
+
+    def examples(self, indices: Sequence[int], fields: Collection[str]) -> list[dict]:
+        """Many examples, read together where the source can."""
+        return self._source.examples([self._indices[index] for index in indices], fields)
+
+
 def check_name(argument: str, value: object, allowed: Sequence) -> None:
     """Raises ValueError, naming what is allowed, when `value` is none of it."""
     if value not in allowed:

@@ -70,6 +70,23 @@ def test_metadata(data_dir):
     assert len(prints) == 4
 
 
+@pytest.mark.parametrize("objects", [1, 2])
+def test_scenes_of_so_many_objects_alone(data_dir, objects):
+    whole = shapes(32, "compositional", str(data_dir))
+    part = shapes(32, "compositional", str(data_dir), objects)
+    wanted = [
+        example
+        for example in (whole.example(i, ("caption", "second_shape")) for i in range(len(whole)))
+        if (example["second_shape"] == "none") == (objects == 1)
+    ]
+    assert [part.example(i, ("caption",))["caption"] for i in range(len(part))] == [
+        example["caption"] for example in wanted
+    ]
+    assert part.examples([3, 0], ("caption",))[1]["caption"] == wanted[0]["caption"]
+    assert part.class_names == whole.class_names
+    assert part.fingerprint != whole.fingerprint
+
+
 def test_source_survives_pickling_and_is_small(data_dir):
     source = shapes(32, data_dir=data_dir)
     source[0]
