@@ -18,6 +18,9 @@ def unet() -> ConfigDict:
             # Self-attention in the middle. False and attention_resolutions (): a network of
             # convolutions alone, which takes images of any size.
             "middle_attention": True,
+            # The network sees squares of this many pixels a side as one pixel with more channels
+            # (space to depth), and predicts such squares. Resolutions are counted in them.
+            "patch_size": 1,
             # Heads: a fixed number, or (when head_channels > 0) channels // head_channels.
             "num_heads": 1,
             "head_channels": 0,
@@ -192,7 +195,6 @@ def unet_encoder() -> ConfigDict:
     fields = unet()
     for name in ("null_class", "context", "context_dim", "transformer_depth", "embedding_dim"):
         del fields[name]
-    del fields["middle_attention"]
     fields.update(
         name="unet_encoder",
         channels=128,

@@ -13,10 +13,10 @@ from configs import base
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: '' (16 to 32 pixels), '64' (32 to 64) and 'smoke'."""
-    base.check_variant(__file__, variant, ("", "64", "smoke"))
+    """Variants: '' (16 to 32 pixels), '64' (32 to 64), 'quick', 'quick64' and 'smoke'."""
+    base.check_variant(__file__, variant, ("", "64", "quick", "quick64", "smoke"))
     config = base.get_config()
-    size = 64 if variant == "64" else 32
+    size = 64 if variant.endswith("64") else 32
     config.task = (
         f"super_resolution(low={size // 2}, degradation='blur', noise=(0.0, 0.3), crop=0.5)"
     )
@@ -37,6 +37,20 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ema.default = "constant(decay=0.999)"
     config.log.update(preview_every=2000, preview_count=16)
     config.sample.update(solver="ddim(eta=0.0)", steps=27, count=64, batch_size=32)
+    if variant.startswith("quick"):
+        config.task = (
+            f"super_resolution(low={size // 2}, degradation='blur', noise=(0.0, 0.3), "
+            f"crop={16 / size}, residual=True, sampling_noise=0.05)"
+        )
+        # All of it at the resolution of the input, four pixels of the output at once.
+        config.model.update(channels=32, channel_mult=(1, 2), num_res_blocks=1, patch_size=2)
+        config.model.norm_groups = 8
+        config.diffusion.parameterization = "x0"
+        config.train.update(steps=600, batch_size=64)
+        config.optimizer.update(learning_rate=2e-3, warmup_steps=30)
+        config.ema.default = "constant(decay=0.98)"
+        config.log.preview_every = 0
+        config.sample.steps = 8
     if variant == "smoke":
         base.smoke(config)
         config.model.update(attention_resolutions=())

@@ -1,8 +1,8 @@
 """Low-resolution images as super-resolution learns from them, made on the device.
 
-Names of `DEGRADATIONS`: 'none' is an antialiased reduction; 'blur' blurs some of the images first
-(first upsampler of DALL-E 2, after SR3); 'bsr' is the practical degradation of BSRGAN (Zhang et
-al., 2021, section 3) as latent diffusion uses it (second upsampler of DALL-E 2).
+Names of `DEGRADATIONS`: 'none' is a reduction and nothing else; 'blur' blurs some of the images
+first (first upsampler of DALL-E 2, after SR3); 'bsr' is the practical degradation of BSRGAN (Zhang
+et al., 2021, section 3) as latent diffusion uses it (second upsampler of DALL-E 2).
 """
 
 import math
@@ -37,14 +37,14 @@ def random_blur(images: Images, key: Key[Array, ""], probability: float) -> Imag
     return jnp.where(chosen, blur(images), images)
 
 
-def add_noise(images: Images, key: Key[Array, ""], level: Float[Array, " batch"]) -> Images:
-    """Noise of a level for each image, from 0 (none) to 1 (nothing else).
+def add_noise(images: Images, noise: Images, level: Float[Array, " batch"]) -> Images:
+    """Images with normal `noise` at a level for each, from 0 (none) to 1 (nothing else).
 
     cos(pi level / 2) of the image and sin(pi level / 2) of noise, the cosine schedule: the noise
     conditioning augmentation of Ho et al. (2021, "Cascaded diffusion models") and Imagen.
     """
     angle = 0.5 * jnp.pi * level[:, None, None, None]
-    return jnp.cos(angle) * images + jnp.sin(angle) * jax.random.normal(key, images.shape)
+    return jnp.cos(angle) * images + jnp.sin(angle) * noise
 
 
 def degrade(
@@ -53,17 +53,21 @@ def degrade(
     low: int,
     kind: str,
     probability: float = 0.5,
+    reduction: str = "area",
 ) -> Float[Array, "batch low low 3"]:
     """Images in [-1, 1] at `low` pixels a side, by a name of `DEGRADATIONS`.
 
     Args:
         probability: of the blur of 'blur'.
+        reduction: method of `resize` of 'none' and 'blur'; 'bsr' draws its own. 'area' is what
+            `images.center_crop` makes of images that are 2^n times too large, that is, of those
+            that a network of `low` pixels learns from.
     """
     if kind == "bsr":
         return bsr(127.5 * (images + 1), key, low) / 127.5 - 1
     if kind == "blur":
         images = random_blur(images, key, probability)
-    return resize(images, (low, low), "bicubic")
+    return resize(images, (low, low), reduction)
 
 
 def bsr(

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int
 
 # In the order of the numbers that `weights` takes.
 METHODS = ("bilinear", "bicubic", "area", "gaussian")
+# Those of `resize`.
+FILTERS = METHODS[:3]
 Number = Int[Array, ""] | Float[Array, ""] | int | float
 
 
@@ -81,8 +83,8 @@ def resize(
     Raises:
         ValueError: no such method.
     """
-    if method not in METHODS[:3]:
-        allowed = ", ".join(map(repr, METHODS[:3]))
+    if method not in FILTERS:
+        allowed = ", ".join(map(repr, FILTERS))
         raise ValueError(f"method: {method!r} is none of {allowed}")
     kind = METHODS.index(method)
     rows, columns = (

@@ -111,6 +111,24 @@ def downsample(
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
+def space_to_depth(
+    x: Float[Array, "batch height width channels"], size: int
+) -> Float[Array, "batch rows columns patch_channels"]:
+    """Each patch of size x size pixels as one pixel, its channels (row, column, channel)."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    return x.swapaxes(2, 3).reshape(batch, height // size, width // size, -1)
+
+
+def depth_to_space(
+    x: Float[Array, "batch rows columns patch_channels"], size: int
+) -> Float[Array, "batch height width channels"]:
+    """The inverse of `space_to_depth`."""
+    batch, rows, columns, _ = x.shape
+    x = x.reshape(batch, rows, columns, size, size, -1).swapaxes(2, 3)
+    return x.reshape(batch, rows * size, columns * size, -1)
+
+
 def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
     """Zeroes each element with probability `rate` and scales the rest; without a key, x itself."""
     if key is None or rate == 0:

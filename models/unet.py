@@ -11,7 +11,7 @@ from models.blocks import Block, Level, resampling
 from models.convolution import Conv
 from models.embeddings import sinusoidal
 from models.functional import Network, functional
-from models.layers import GroupNorm, Linear
+from models.layers import GroupNorm, Linear, depth_to_space, space_to_depth
 from models.scalars import Scalars
 from models.unet_config import UNetConfig
 
@@ -38,7 +38,8 @@ class UNet(nnx.Module):
         self.embedding = Linear(vector, embedding, **exact) if vector else None
         names = config.scalars
         self.scalars = Scalars(names, config.channels, embedding) if names else None
-        inputs = config.in_channels * (1 + 2 * len(config.fourier_features))
+        area = config.patch_size**2
+        inputs = config.in_channels * (1 + 2 * len(config.fourier_features)) * area
         self.conv_in = Conv(inputs, widths[0], init=config.init, dtype=config.dtype)
 
         width, skips = widths[0], [widths[0]]
@@ -76,7 +77,7 @@ class UNet(nnx.Module):
         self.decoder = nnx.List(decoder)
 
         self.norm_out = GroupNorm(width, config.norm_groups, config.norm_eps)
-        self.conv_out = Conv(width, config.out_channels, zero=True, **exact)
+        self.conv_out = Conv(width, config.out_channels * area, zero=True, **exact)
 
     def __call__(
         self,
@@ -111,7 +112,8 @@ class UNet(nnx.Module):
             function = jax.checkpoint(block.__call__) if config.remat else block
             return function(h, embedding, key, *more)
 
-        h = self.conv_in(self._features(x).astype(config.dtype))
+        patches = space_to_depth(self._features(x), config.patch_size)
+        h = self.conv_in(patches.astype(config.dtype))
         skips = [h]
         for level, size in zip(self.encoder, config.resolutions, strict=True):
             for block in level.blocks:
@@ -128,7 +130,8 @@ class UNet(nnx.Module):
                 h = run(block, h, context, identity.get(size))
             if level.resample is not None:
                 h = run(level.resample, h)
-        return self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32))))
+        patches = self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32))))
+        return depth_to_space(patches, config.patch_size)
 
     def _checked(self, condition) -> dict[str, PyTree[Shaped[Array, "batch ..."]]]:
         """The condition as a dict, or ValueError if it is not what the config asks for."""

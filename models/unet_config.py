@@ -55,6 +55,7 @@ class UNetConfig:
     fourier_features: tuple[int, ...] = ()
     scalars: tuple[str, ...] = ()
     middle_attention: bool = True
+    patch_size: int = 1
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -64,7 +65,13 @@ class UNetConfig:
     @property
     def resolutions(self) -> tuple[int, ...]:
         """Side of the feature map of each level in pixels, finest first."""
-        return tuple(self.image_size >> level for level in range(len(self.channel_mult)))
+        side = self.image_size // self.patch_size
+        return tuple(side >> level for level in range(len(self.channel_mult)))
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that the sides of an image have to be a multiple of."""
+        return self.patch_size * 2 ** (len(self.channel_mult) - 1)
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -93,7 +100,9 @@ class UNetConfig:
                 near = difflib.get_close_matches(str(value), allowed, 1, cutoff=0)[0]
                 options = ", ".join(allowed)
                 raise ValueError(f"{name}={value!r}: allowed are {options}; did you mean {near!r}?")
-        for name in ("in_channels", "out_channels", "image_size", "num_res_blocks", "num_heads"):
+        for name in ("in_channels", "out_channels", "image_size", "num_res_blocks"):
+            self._require(name, getattr(self, name) > 0, "must be positive")
+        for name in ("num_heads", "patch_size"):
             self._require(name, getattr(self, name) > 0, "must be positive")
         for name in ("num_classes", "head_channels", "context_dim", "embedding_dim"):
             self._require(name, getattr(self, name) >= 0, "must not be negative")
@@ -112,9 +121,10 @@ class UNetConfig:
         self._require("context_dim", told, message)
 
         levels, sizes, widths = len(self.channel_mult), self.resolutions, self.widths
-        whole = self.image_size % 2 ** (levels - 1) == 0
-        message = f"must be a multiple of {2 ** (levels - 1)}: channel_mult has {levels} levels"
-        self._require("image_size", whole, message)
+        message = f"must be a multiple of {self.multiple}: channel_mult has {levels} levels"
+        if self.patch_size > 1:
+            message += f" and patch_size is {self.patch_size}"
+        self._require("image_size", self.image_size % self.multiple == 0, message)
         fits = len(self.transformer_depth) in (1, levels) and min(self.transformer_depth) > 0
         message = f"must be positive: one number, or one for each of the {levels} levels"
         self._require("transformer_depth", fits, message)

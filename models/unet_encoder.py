@@ -12,7 +12,7 @@ from models.blocks import Block, Level, resampling
 from models.convolution import Conv
 from models.embeddings import sinusoidal
 from models.functional import Network, functional, normal
-from models.layers import GroupNorm, Linear
+from models.layers import GroupNorm, Linear, space_to_depth
 from models.unet_config import UNetConfig
 
 
@@ -30,6 +30,12 @@ class UNetEncoderConfig(UNetConfig):
         super().__post_init__()
         known = self.pool in ("attention", "mean")
         self._require("pool", known, "allowed are 'attention' and 'mean'")
+        if self.pool == "attention":
+            name, width = "head_channels" if self.head_channels else "num_heads", self.widths[-1]
+            split = width % getattr(self, name) == 0
+            self._require(
+                name, split, f"must divide the channels that the pool attends to, {width}"
+            )
         for name in ("null_class", "context_dim", "embedding_dim", "fourier_features"):
             self._require(name, not getattr(self, name), "an encoder is told time alone")
 
@@ -71,7 +77,8 @@ class UNetEncoder(nnx.Module):
         exact = {"init": config.init, "dtype": "float32"}
         self.time1 = Linear(config.channels, embedding, **exact)
         self.time2 = Linear(embedding, embedding, **exact)
-        self.conv_in = Conv(config.in_channels, widths[0], init=config.init, dtype=config.dtype)
+        inputs = config.in_channels * config.patch_size**2
+        self.conv_in = Conv(inputs, widths[0], init=config.init, dtype=config.dtype)
         width, encoder = widths[0], []
         for level, outputs in enumerate(widths):
             attention = config.resolutions[level] in config.attention_resolutions
@@ -83,7 +90,10 @@ class UNetEncoder(nnx.Module):
             encoder.append(Level(blocks, None if last else resampling(config, width, "down")))
         self.encoder = nnx.List(encoder)
         self.middle = nnx.List(
-            [Block(config, width, width, attention=a, level=level) for a in (True, False)]
+            [
+                Block(config, width, width, attention=attention, level=level)
+                for attention in (config.middle_attention, False)
+            ]
         )
         self.norm_out = GroupNorm(width, config.norm_groups, config.norm_eps)
         if config.pool == "attention":
@@ -110,7 +120,7 @@ class UNetEncoder(nnx.Module):
             function = jax.checkpoint(block.__call__) if config.remat else block
             return function(h, embedding, key)
 
-        h = self.conv_in(x.astype(config.dtype))
+        h = self.conv_in(space_to_depth(x, config.patch_size).astype(config.dtype))
         for level in self.encoder:
             for block in [*level.blocks, *([level.resample] if level.resample else [])]:
                 h = run(block, h)

@@ -6,9 +6,11 @@ from scipy import ndimage
 
 from input_pipeline import degradations
 from input_pipeline.degradations import add_noise, blur, bsr, degrade, random_blur
+from input_pipeline.images import to_array
 from input_pipeline.sources import shapes_render
 
 KEY = jax.random.key(0)
+LEVELS = jnp.array([0.0, 0.3, 1.0])
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def test_random_blur_is_of_some_images(images):
 
 def test_noise_has_a_level_for_each_image():
     x = 0.8 * jnp.ones((3, 64, 64, 3))
-    noisy = np.asarray(add_noise(x, KEY, jnp.array([0.0, 0.3, 1.0])))
+    noisy = np.asarray(add_noise(x, jax.random.normal(KEY, x.shape), LEVELS))
     np.testing.assert_array_equal(noisy[0], x[0])
     angle = np.pi / 2 * 0.3
     assert noisy[1].mean() == pytest.approx(0.8 * np.cos(angle), abs=0.02)
@@ -83,10 +85,18 @@ def test_bsr_of_a_plain_image_keeps_its_colour(run_bsr):
     np.testing.assert_allclose(mean, [200, 90, 40], atol=4)
 
 
+@pytest.mark.parametrize("reduction", ["area", "bicubic"])
 @pytest.mark.parametrize("kind", ["none", "blur"])
-def test_degrade(images, kind):
+def test_degrade(images, kind, reduction):
     x = images / 127.5 - 1
-    small = degrade(x, KEY, 16, kind, probability=1.0)
+    small = degrade(x, KEY, 16, kind, probability=1.0, reduction=reduction)
     assert small.shape == (8, 16, 16, 3)
     before = blur(x) if kind == "blur" else x
-    np.testing.assert_allclose(small, degradations.resize(before, (16, 16), "bicubic"), atol=1e-5)
+    np.testing.assert_allclose(small, degradations.resize(before, (16, 16), reduction), atol=1e-5)
+
+
+def test_images_are_reduced_as_a_network_of_that_size_is_given_them(images):
+    """By default: an upsampler is told what the model before it in a chain learns to make."""
+    small = 127.5 * (np.asarray(degrade(images / 127.5 - 1, KEY, 16, "none")) + 1)
+    for image, reduced in zip(np.asarray(images, np.uint8), small, strict=True):
+        np.testing.assert_allclose(reduced, to_array(image, 16, 3), atol=0.51)

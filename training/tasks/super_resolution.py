@@ -1,6 +1,7 @@
 """Super-resolution: a diffusion model of images, told the same images at low resolution."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 import diffusion
 from input_pipeline.decoder import Decoder
 from input_pipeline.degradations import DEGRADATIONS, add_noise, degrade
-from input_pipeline.resize import resize
+from input_pipeline.resize import FILTERS, resize
 from models import Network
 from training import held_out, sampler
 from training.components import ConfigError
@@ -33,13 +34,19 @@ class SuperResolutionTask(DiffusionTask):
     degradation: how they are made, of `input_pipeline.degradations`: 'none', 'blur' (DALL-E 2's
         first upsampler) or 'bsr' (its second).
     blur: probability of the blur of 'blur'.
+    reduction: filter of 'none' and 'blur': 'area', by which images come to the size of a network
+        of `low` pixels (`input_pipeline.images.center_crop`), 'bicubic' or 'bilinear'.
     noise: range of the noise conditioning augmentation (Ho et al., 2021): each low-resolution image
         has a level drawn from it, which the network is told; (0.0, 0.0): there is none.
     crop: side of the random crops of training as a share of the image's; 1.0: whole images.
         DALL-E 2 has 0.25; crops of a quarter of the area are 0.5.
+    residual: the network's output is added to the enlarged low-resolution image (Kim et al., 2016),
+        so that at its start it enlarges instead of making up, which saves most of a short training;
+        with the parameterization 'x0'.
     sampling_noise: the level at sampling (Imagen: 0.1 to 0.3 look best, 0 has the best FID).
-    held_out: split of config.data.source whose images are made large in samples and previews. They
-        are reduced as by 'none', whatever the degradation of training.
+    held_out: split of config.data.source whose images are made large in `--mode=sample` and in
+        previews. They are reduced as by 'none', whatever the degradation of training. Images of
+        another model are made large by `sample`.
     """
 
     inputs = 2
@@ -50,19 +57,24 @@ class SuperResolutionTask(DiffusionTask):
         low: int,
         degradation: str = "blur",
         blur: float = 0.5,
+        reduction: str = "area",
         noise: tuple[float, ...] = (0.0, 0.3),
         crop: float = 1.0,
+        residual: bool = False,
         sampling_noise: float = 0.0,
         held_out: str = "test",
     ):
         size = config.data.image_size
         self.config = config
         self.low, self.degradation, self.blur = low, degradation, blur
+        self.reduction = reduction
         self.noise, self.sampling_noise = tuple(noise), sampling_noise
         self.crop_side = round(crop * size)
         self._require(0 < low < size, f"low={low} must be below config.data.image_size = {size}")
         allowed = ", ".join(map(repr, DEGRADATIONS))
         self._require(degradation in DEGRADATIONS, f"degradation={degradation!r}: take {allowed}")
+        allowed = ", ".join(map(repr, FILTERS))
+        self._require(reduction in FILTERS, f"reduction={reduction!r}: take {allowed}")
         self._require(0.0 <= blur <= 1.0, f"blur={blur} is a probability, from 0 to 1")
         ordered = len(noise) == 2 and 0.0 <= noise[0] <= noise[1] <= 1.0
         self._require(ordered, f"noise={noise}: two levels, the lower one first, from 0 to 1")
@@ -89,16 +101,22 @@ class SuperResolutionTask(DiffusionTask):
                 "must have no attention; set config.model.attention_resolutions = () and "
                 "config.model.middle_attention = False (unet), or crop=1.0",
             )
-            halvings = 2 ** (len(model.channel_mult) - 1)
+            halvings = 2 ** (len(model.channel_mult) - 1) * model.get("patch_size", 1)
             self._require(
                 self.crop_side % halvings == 0,
                 f"crop={crop} gives {self.crop_side} px, which must be a multiple of {halvings} "
-                "(config.model.channel_mult)",
+                "(config.model.channel_mult, patch_size)",
             )
+        predicted = config.diffusion.parameterization
+        self._require(
+            not residual or predicted == "x0",
+            "residual=True adds to the prediction of the image itself; set "
+            f"config.diffusion.parameterization = 'x0' ({predicted!r} is another quantity)",
+        )
         if self.noise[1] > 0:
             self.scalars = (AUGMENTATION,)
         super().__init__(config)
-        self.network = self.network._replace(apply=_concatenating(self.network))
+        self.network = self.network._replace(apply=_told_low(self.network, residual))
         self._held_out = held_out
         self._held_out_source: Decoder | None = None
 
@@ -112,26 +130,87 @@ class SuperResolutionTask(DiffusionTask):
         """(crops, the same crops of the degraded and enlarged images with their noise levels)."""
         images = diffusion.to_model(batch["image"])
         degrade_rng, level_rng, noise_rng, crop_rng = jax.random.split(augment_rng, 4)
-        small = degrade(images, degrade_rng, self.low, self.degradation, self.blur)
+        small = degrade(images, degrade_rng, self.low, self.degradation, self.blur, self.reduction)
         low, high = self.noise
         level = jax.random.uniform(level_rng, images.shape[:1], minval=low, maxval=high)
-        condition = self._told(small, level, noise_rng)
+        condition = self._told(small, level, jax.random.normal(noise_rng, small.shape))
         if self.crop_side < images.shape[1]:
             both = jnp.concatenate([images, condition[LOW]], axis=-1)
-            images, condition[LOW] = jnp.split(_crops(both, self.crop_side, crop_rng), 2, axis=-1)
+            crops = _crops(both, self.crop_side, self.low, crop_rng)
+            images, condition[LOW] = jnp.split(crops, 2, axis=-1)
         return images, condition
 
     def _told(
         self,
         small: Float[Array, "batch low low channels"],
         level: Float[Array, " batch"],
-        rng: Key[Array, ""],
+        noise: Float[Array, "batch low low channels"],
     ) -> dict[str, Array]:
         """What the network is told of low-resolution images: enlarged, with noise of this level."""
         if self.scalars:
-            small = add_noise(small, rng, level)
+            small = add_noise(small, noise, level)
         told = {LOW: resize(small, self.image_shape[:2], "bicubic")}
         return told | ({AUGMENTATION: level} if self.scalars else {})
+
+    def told(
+        self,
+        low: Float[Array, "batch low low channels"],
+        key: Key[Array, ""],
+        indices: Int[Array, " batch"],
+    ) -> dict[str, Array]:
+        """The condition under which samples of low-resolution images in [-1, 1] are drawn.
+
+        The noise of `sampling_noise` on image i follows from the key and indices[i] alone.
+        """
+        keys = diffusion.sample_keys(key, indices)
+        noise = jax.vmap(lambda key: jax.random.normal(key, low.shape[1:]))(keys)
+        return self._told(low, jnp.full(len(low), self.sampling_noise, jnp.float32), noise)
+
+    def sample(
+        self,
+        params: Any,
+        low: Float[Array | np.ndarray, "batch low low channels"],
+        key: Key[Array, ""],
+        indices: Int[Array | np.ndarray, " batch"],
+    ) -> Float[Array, "batch height width channels"]:
+        """Images in [-1, 1], such as another model's samples, made large by `config.sample`.
+
+        Row i follows from the parameters, low[i], the key and indices[i] alone. It is one program,
+        compiled at the first call with a number of rows.
+
+        Raises:
+            ValueError: images of another side than the task's `low`.
+        """
+        if low.shape[1:] != (self.low, self.low, self.image_shape[2]):
+            raise ValueError(
+                f"low has shape {low.shape}: this upsampler takes images of {self.low} px a side, "
+                f"[batch, {self.low}, {self.low}, {self.image_shape[2]}]"
+            )
+        return self._upsample(params, self._sampler.inputs(params), low, key, indices)
+
+    @functools.cached_property
+    def _sampler(self) -> sampler.Sampler:
+        return sampler.build_sampler(self.config, self)
+
+    @functools.cached_property
+    def _upsample(self) -> Callable[..., Float[Array, "batch height width channels"]]:
+        def upsample(params, inputs, low, key, indices):
+            noise_key, key = jax.random.split(key)
+            told = self.told(low, noise_key, indices)
+            return self._sampler.draw(params, inputs, key, indices, jnp.zeros_like(indices), told)
+
+        return jax.jit(upsample)
+
+    @functools.cached_property
+    def _reduce(self) -> Callable[..., dict[str, Array]]:
+        """Images as they are stored, and their indices, to the condition of samples."""
+
+        def reduce(images, indices):
+            size = (self.low, self.low)
+            small = resize(diffusion.to_model(images), size, self.reduction)
+            return self.told(small, jax.random.key(0), indices)
+
+        return jax.jit(reduce)
 
     def true_images(
         self, indices: Int[np.ndarray, " batch"]
@@ -146,13 +225,8 @@ class SuperResolutionTask(DiffusionTask):
 
         Sample i is of image i of the split; the noise on it follows from i alone.
         """
-        images = diffusion.to_model(jnp.asarray(self.true_images(indices)))
-        small = degrade(images, jax.random.key(0), self.low, "none")
-        level, told = jnp.full(1, self.sampling_noise, jnp.float32), []
-        for index, image in zip(indices, small, strict=True):
-            key = jax.random.fold_in(jax.random.key(0), int(index))
-            told.append(self._told(image[None], level, key))
-        return {name: np.concatenate([part[name] for part in told]) for name in told[0]}
+        told = self._reduce(self.true_images(indices), indices)
+        return {name: np.asarray(value) for name, value in told.items()}
 
     def beside(
         self,
@@ -167,17 +241,18 @@ class SuperResolutionTask(DiffusionTask):
         self, params: Any, rng: Key[Array, ""]
     ) -> Float[Array, "count height width channels"]:
         """Low-resolution image, sample and true image side by side."""
-        if self._preview is None:
-            self._preview = sampler.build_sampler(self.config, self)
         indices = np.arange(self.config.log.preview_count, dtype=np.int32)
         told = self.sample_condition(indices)
-        samples = self._preview(params, rng, indices, np.zeros_like(indices), told)
+        samples = self._sampler(params, rng, indices, np.zeros_like(indices), told)
         pictures = self.beside(np.asarray(diffusion.to_uint8(samples)), indices)
         return diffusion.to_model(jnp.asarray(pictures))
 
 
-def _concatenating(network: Network):
-    """The network's call with the low-resolution image of the condition on its input channels."""
+def _told_low(network: Network, residual: bool):
+    """The network's call with the low-resolution image of the condition on its input channels.
+
+    With `residual` it is added to the output, too.
+    """
 
     def apply(params, x, time, condition, **kwargs):
         if LOW not in (condition or {}):
@@ -190,17 +265,23 @@ def _concatenating(network: Network):
             # Its sinusoids are those of an index of a thousand steps.
             rest[AUGMENTATION] = 1000 * rest[AUGMENTATION]
         x = jnp.concatenate([x, condition[LOW].astype(x.dtype)], axis=-1)
-        return network.apply(params, x, time, rest or None, **kwargs)
+        raw = network.apply(params, x, time, rest or None, **kwargs)
+        return raw + condition[LOW] if residual else raw
 
     return apply
 
 
 def _crops(
-    images: Float[Array, "batch height width channels"], side: int, rng: Key[Array, ""]
+    images: Float[Array, "batch size size channels"], side: int, low: int, rng: Key[Array, ""]
 ) -> Float[Array, "batch side side channels"]:
-    """A random square of each image."""
-    last = images.shape[1] - side
-    corners = jax.random.randint(rng, (len(images), 2), 0, last + 1)
+    """A random square of each image.
+
+    Where low-resolution pixels are whole squares of pixels it begins with one, as whole images do:
+    the network never sees another phase when it is applied.
+    """
+    size = images.shape[1]
+    step = 1 if size % low else size // low
+    corners = step * jax.random.randint(rng, (len(images), 2), 0, (size - side) // step + 1)
 
     def crop(image, corner):
         return jax.lax.dynamic_slice(image, (*corner, 0), (side, side, image.shape[-1]))

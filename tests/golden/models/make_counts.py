@@ -33,16 +33,29 @@ KARLO = {
     "up_block_types": 3 * ["SimpleCrossAttnUpBlock2D"] + ["ResnetUpsampleBlock2D"],
 }
 
+# Where that of kakaobrain/karlo-v1-alpha/super_res_first is not the default of UNet2DModel.
+KARLO_SR = {
+    "add_attention": False,
+    "block_out_channels": [320, 640, 960, 1280],
+    "down_block_types": 4 * ["ResnetDownsampleBlock2D"],
+    "in_channels": 6,
+    "layers_per_block": 3,
+    "out_channels": 3,
+    "sample_size": 256,
+    "up_block_types": 4 * ["ResnetUpsampleBlock2D"],
+}
+
 
 def models() -> dict[str, torch.nn.Module]:
     """All without values."""
-    from diffusers import UNet2DConditionModel
+    from diffusers import UNet2DConditionModel, UNet2DModel
     from improved_diffusion.script_util import create_model
 
     made = {
         # Stable Diffusion 1.5 is the default but for the width of CLIP's tokens.
         "stable-diffusion-1.5": UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
         "karlo-decoder": UNet2DConditionModel(**KARLO),
+        "karlo-sr": UNet2DModel(**KARLO_SR),
     }
     for name, (image_size, num_channels, class_cond) in IDDPM.items():
         made[name] = create_model(

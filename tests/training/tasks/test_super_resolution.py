@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +15,21 @@ from input_pipeline.sources import shapes_render
 from training import command_line, sampler, tasks
 from training.components import ConfigError
 from training.config import freeze, validate
+from training.tasks import super_resolution
 from training.tasks.super_resolution import AUGMENTATION, LOW
 
 KEY = jax.random.key(0)
-TASK = "super_resolution(low=8, noise=(0.1, 0.3), crop=0.5, sampling_noise=0.1)"
+# As in the quick recipe of configs/shapes_sr.py: patches, and the residual is predicted.
+TASK = "super_resolution(low=8, noise=(0.1, 0.3), crop=0.5, residual=True, sampling_noise=0.1)"
 
 
 def make_config(task=TASK, **model):
     config = shapes_sr.get_config()
     config.task = task
     config.data.image_size = 16
+    config.diffusion.parameterization = "x0" if "residual" in task else "eps"
     config.model.update(channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4)
+    config.model.patch_size = 2
     config.model.update(model)
     config.log.preview_count = 2
     config.sample.update(steps=2, count=2)
@@ -54,15 +61,9 @@ def task():
 @pytest.fixture(scope="module")
 def params(task):
     """Random, also where the network begins at zero."""
+    rng = np.random.default_rng(0)
     abstract = jax.eval_shape(task.init, KEY)
-    leaves, tree = jax.tree.flatten(abstract)
-    keys = jax.random.split(KEY, len(leaves))
-    draw = jax.jit(
-        lambda keys: [
-            0.2 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)
-        ]
-    )
-    return tree.unflatten(draw(keys))
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), abstract)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,8 @@ def test_examples_are_the_same_crops_of_both(task, batch):
         windows = np.lib.stride_tricks.sliding_window_view(whole[n], (8, 8), axis=(0, 1))
         found = np.argwhere(np.all(windows == np.moveaxis(crop, -1, 0), axis=(2, 3, 4)))
         assert len(found)
-    # Without noise the low-resolution part is the crop of the enlarged image.
+    # They begin with a low-resolution pixel, as whole images do; without noise the low-resolution
+    # part is the crop of the enlarged image.
     plain = make_task("super_resolution(low=8, degradation='none', noise=(0, 0), crop=0.5)")
     assert plain.scalars == ()
     images, told = plain.examples(batch, KEY, KEY)
@@ -96,7 +98,19 @@ def test_examples_are_the_same_crops_of_both(task, batch):
     for n, (crop, low) in enumerate(zip(images, told[LOW], strict=True)):
         windows = np.lib.stride_tricks.sliding_window_view(whole[n], (8, 8), axis=(0, 1))
         places = np.argwhere(np.all(windows == np.moveaxis(crop, -1, 0), axis=(2, 3, 4)))
-        assert any(np.allclose(low, large[n, y : y + 8, x : x + 8], atol=1e-5) for y, x in places)
+        assert any(
+            np.allclose(low, large[n, y : y + 8, x : x + 8], atol=1e-5)
+            for y, x in places
+            if y % 2 == x % 2 == 0
+        )
+
+
+def test_crops_are_everywhere():
+    images = jnp.broadcast_to(jnp.arange(16.0)[:, None, None], (400, 16, 16, 1))
+    rows = np.asarray(super_resolution._crops(images, 8, 8, KEY))[:, 0, 0, 0]
+    assert set(rows) == {0, 2, 4, 6, 8}
+    rows = np.asarray(super_resolution._crops(images, 8, 6, KEY))[:, 0, 0, 0]
+    assert set(rows) == set(range(9))
 
 
 def test_the_network_sees_the_low_image_and_its_noise_level(task, params):
@@ -110,6 +124,18 @@ def test_the_network_sees_the_low_image_and_its_noise_level(task, params):
     low = apply(params, x, time, told | {LOW: told[LOW].at[1, 4, 4].set(1.0)})
     np.testing.assert_array_equal(base[0], low[0])
     assert abs(base[1] - low[1]).max() > 1e-3
+
+
+def test_with_residual_an_untrained_network_enlarges(task):
+    """Its last convolution is zero at the start; without `residual` so is its output."""
+    params = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(task.init, KEY)
+    )
+    x = jax.random.normal(KEY, (2, 8, 8, 3))
+    told = {LOW: x[::-1], AUGMENTATION: jnp.array([0.1, 0.1])}
+    np.testing.assert_array_equal(task.network.apply(params, x, jnp.zeros(2), told), x[::-1])
+    plain = make_task(TASK.replace("residual=True", "residual=False"))
+    np.testing.assert_array_equal(plain.network.apply(params, x, jnp.zeros(2), told), 0)
 
 
 def test_loss_and_its_gradient_reach_everything(task, params, batch):
@@ -153,6 +179,28 @@ def test_samples_at_full_size_and_the_preview_beside_them(task, params):
     np.testing.assert_allclose(pictures[:, :, 16:32], samples, atol=1 / 127)
 
 
+def test_another_models_images_are_made_large(task, params):
+    """Each row by itself: by its image, its index and the key, wherever it stands."""
+    low = np.asarray(resize(diffusion.to_model(task.true_images(np.arange(3))), (8, 8), "area"))
+    indices = np.array([5, 0, 7], np.int32)
+    images = np.asarray(task.sample(params, low, KEY, indices))
+    assert images.shape == (3, 16, 16, 3)
+    assert abs(images).max() <= 1
+    others = np.stack([low[2], low[2], low[0]])
+    moved = np.asarray(task.sample(params, others, KEY, np.array([7, 1, 5], np.int32)))
+    np.testing.assert_array_equal(moved[[2, 0]], images[[0, 2]])
+    # Another index, key or image is another sample.
+    assert abs(moved[1] - images[2]).mean() > 1e-3
+    rekeyed = np.asarray(task.sample(params, low, jax.random.key(1), indices))
+    assert abs(rekeyed - images).mean((1, 2, 3)).min() > 1e-3
+    assert task._upsample._cache_size() == 1
+
+
+def test_images_of_another_size_are_refused(task, params):
+    with pytest.raises(ValueError, match=r"\(1, 16, 16, 3\): this upsampler takes images of 8 px"):
+        task.sample(params, np.zeros((1, 16, 16, 3), np.float32), KEY, np.zeros(1, np.int32))
+
+
 def test_the_network_has_no_attention(params):
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     assert any("middle" in name for name in names)
@@ -173,12 +221,21 @@ def test_without_a_low_image_it_says_what_is_missing(task, params):
         ("super_resolution(low=8, noise=(0.1, 0.2))", "in the range of training"),
         ("super_resolution(low=8, crop=0.0)", "a share of the side"),
         ("super_resolution(low=8, crop=0.4375)", "7 px, which must be a multiple of 2"),
+        ("super_resolution(low=8, crop=0.375)", "6 px, which must be a multiple of 4"),
         ("super_resolution(low=8, blur=2.0)", "probability"),
+        ("super_resolution(low=8, reduction='box')", "reduction='box': take 'bilinear', 'bicubic'"),
     ],
 )
 def test_mistakes(task, message):
     with pytest.raises(ConfigError, match=message):
         make_task(task)
+
+
+def test_a_residual_is_of_the_image():
+    config = shapes_sr.get_config()
+    config.task = "super_resolution(low=16, residual=True)"
+    with pytest.raises(ConfigError, match="parameterization = 'x0' \\('eps' is another quantity"):
+        tasks.make_task(freeze(config))
 
 
 def test_crops_need_a_network_without_attention():
@@ -192,6 +249,14 @@ def test_crops_need_a_network_without_attention():
     [("configs/upsamplers_paper.py", 700), ("configs/upsamplers_paper.py:1024", 300)],
 )
 def test_the_papers_upsamplers_have_its_sizes(name, millions):
+    assert count(name) == pytest.approx(millions * 1e6, rel=0.1)
+
+
+def test_the_first_one_is_karlos():
+    counts = Path(__file__).parents[2] / "golden" / "models" / "counts.json"
+    assert count("configs/upsamplers_paper.py") == json.loads(counts.read_text())["karlo-sr"]
+
+
+def count(name):
     task = tasks.make_task(freeze(command_line.read(name)))
-    params = jax.eval_shape(task.init, KEY)
-    assert models.count_parameters(params) == pytest.approx(millions * 1e6, rel=0.1)
+    return models.count_parameters(jax.eval_shape(task.init, KEY))
