@@ -106,5 +106,6 @@ def _make(
         with clock("write"):
             chunks.write(k, pipeline.place(rows), images=pipeline.place(images))
         made = done * chunks.size
-        progress.log(made, {"images/s": rate(made, clock.totals())})
+        speed = rate(made - chunks.size, clock.totals())
+        progress.log(made, {} if speed is None else {"images/s": speed})
     progress.close()

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from training.tasks.decoder import DecoderTask
 
 import diffusion
 from pipelines.sampling import check_trained
@@ -23,6 +22,7 @@ from training.config import freeze
 from training.contract import EmbeddingContract, check_same
 from training.mesh import batch_sharding, batch_ways, make_mesh
 from training.tasks.caption_prior import CaptionPrior
+from training.tasks.decoder import DecoderTask
 from training.tasks.regression_prior import text_as_image
 from training.tasks.super_resolution import SuperResolutionTask
 from training.workdir import Workdir
