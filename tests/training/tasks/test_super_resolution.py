@@ -9,9 +9,11 @@ import pytest
 import diffusion
 import models
 from configs import shapes_sr
+from input_pipeline.decoder import Decoder
 from input_pipeline.degradations import degrade
 from input_pipeline.resize import resize
 from input_pipeline.sources import shapes_render
+from input_pipeline.sources.base import Source
 from training import command_line, sampler, tasks
 from training.components import ConfigError
 from training.config import freeze, validate
@@ -37,19 +39,22 @@ def make_config(task=TASK, **model):
     return freeze(config)
 
 
-class Held:
-    """In place of the decoder of a split on disk."""
+class Held(Source):
+    """In place of a split on disk."""
 
-    source = range(5)
+    name = fingerprint = "held"
+    fields = ("image",)
 
-    def __call__(self, indices, skipped):
-        for index in indices:
-            yield {"image": shapes_render.render(shapes_render.scene("test", index), 16)}
+    def __len__(self):
+        return 5
+
+    def example(self, index, fields):
+        return {"image": shapes_render.render(shapes_render.scene("test", index), 16)}
 
 
 def make_task(*args, **model):
     task = tasks.make_task(make_config(*args, **model))
-    task._held_out_source = Held()
+    task._held_out_source = Decoder(Held(), 16, 3, ("image",), "raise")
     return task
 
 
