@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= requirements.txt
-WORKDIR ?= runs/digits
+WORKDIR ?= runs/unclip
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(REQUIREMENTS)
@@ -17,9 +17,9 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-quickstart: $(INSTALLED)  ## train a small model on the CPU, sample from it and evaluate it
-	@$(BIN)/python main.py --config=configs/digits.py --workdir=$(WORKDIR)
-	@$(BIN)/python main.py --mode=sample --workdir=$(WORKDIR)
+quickstart: $(INSTALLED)  ## train unCLIP on scenes of shapes on the CPU, ask it for pictures, measure it
+	@$(BIN)/python main.py --config=configs/unclip_shapes.py --workdir=$(WORKDIR)
+	@$(BIN)/python main.py --mode=generate --workdir=$(WORKDIR) --prompts=configs/unclip_shapes.txt
 	@$(BIN)/python main.py --mode=evaluate --workdir=$(WORKDIR)
 
 test: lint  ## check style, then run the tests

@@ -1,9 +1,11 @@
 """The stages of unCLIP as one: trained in order, resumed, asked, measured, refused."""
 
+import contextlib
 import json
 import logging
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,9 +16,12 @@ from evaluation.caption_accuracy import caption_accuracy
 from pipelines import generate
 from pipelines import stack as stacks
 from pipelines.text_to_image import TextToImage
+from training import loop, stack, tasks, tokens
 from training.components import ConfigError
 from training.config import freeze
 from training.contract import EmbeddingContract
+from training.mesh import make_mesh
+from training.workdir import Workdir
 
 CAPTION = "a small red circle on a white background"
 
@@ -32,6 +37,7 @@ def tiny(tmp_path):
         if name in ("decoder", "upsampler"):
             stage.model.update(channels=8, channel_mult=(1,), norm_groups=4, num_res_blocks=1)
             stage.model.attention_resolutions = ()
+            stage.model.update(head_channels=0, num_heads=1)
         stage.sample.steps = 2
     config.stages.clip.embed.statistics = 32
     config.generate.batch_size = 8
@@ -101,6 +107,29 @@ def test_another_config_of_a_trained_stage_is_refused_before_anything_is_trained
     message = r"decoder: .*\n.*config.stages.decoder.model.channels: 8 -> 16"
     with pytest.raises(ConfigError, match=message):
         stacks.train(freeze(changed), root)
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder"])
+def test_records_and_the_frozen_clip_give_the_same_loss(trained, tmp_path, name):
+    config, root = trained
+    losses = {}
+    for embeddings in ("records", "step"):
+        config = config.copy_and_resolve_references()
+        config.embeddings = embeddings
+        stage = freeze(stack.stages(config, root)[name])
+        task, source = tasks.make_task(stage), loop.make_source(stage)
+        spec = task.batch_spec(stage.train.batch_size)
+        workdir = Workdir(tmp_path / embeddings)
+        tokenizer = tokens.prepare(stage, source, workdir) if embeddings == "step" else None
+        with contextlib.closing(loop.make_loader(stage, source, spec, tokenizer)) as loader:
+            batch = next(loader)
+        assert ("image_embedding" in spec) == (embeddings == "records")
+        mesh = make_mesh()
+        frozen = {key: teacher.load(mesh) for key, teacher in task.teachers.items()}
+        params = task.init(jax.random.key(0))
+        loss = jax.jit(task.loss)(params, task.init_state() | frozen, batch, jax.random.key(1))[0]
+        losses[embeddings] = float(loss)
+    assert losses["step"] == pytest.approx(losses["records"], rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +227,7 @@ def test_stages_in_the_wrong_place_or_of_the_wrong_size_are_refused(trained):
     config, root = trained
     wrong = config.copy_and_resolve_references()
     wrong.generate.prior = "decoder"
-    with pytest.raises(
-        ConfigError, match=r"'decoder' is of task 'decoder.*a prior is needed"
-    ):
+    with pytest.raises(ConfigError, match=r"'decoder' is of task 'decoder.*a prior is needed"):
         TextToImage(freeze(wrong), root)
     twice = config.copy_and_resolve_references()
     twice.generate.upsamplers = ("upsampler", "upsampler")
