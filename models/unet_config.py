@@ -100,9 +100,8 @@ class UNetConfig:
                 near = difflib.get_close_matches(str(value), allowed, 1, cutoff=0)[0]
                 options = ", ".join(allowed)
                 raise ValueError(f"{name}={value!r}: allowed are {options}; did you mean {near!r}?")
-        for name in ("in_channels", "out_channels", "image_size", "num_res_blocks"):
-            self._require(name, getattr(self, name) > 0, "must be positive")
-        for name in ("num_heads", "patch_size"):
+        images = ("in_channels", "out_channels", "image_size", "patch_size")
+        for name in (*images, "num_res_blocks", "num_heads"):
             self._require(name, getattr(self, name) > 0, "must be positive")
         for name in ("num_classes", "head_channels", "context_dim", "embedding_dim"):
             self._require(name, getattr(self, name) >= 0, "must not be negative")

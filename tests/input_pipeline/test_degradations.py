@@ -96,7 +96,10 @@ def test_degrade(images, kind, reduction):
 
 
 def test_images_are_reduced_as_a_network_of_that_size_is_given_them(images):
-    """By default: an upsampler is told what the model before it in a chain learns to make."""
+    """By default: an upsampler is told what the model before it in a chain learns to make.
+
+    Pillow rounds after each axis.
+    """
     small = 127.5 * (np.asarray(degrade(images / 127.5 - 1, KEY, 16, "none")) + 1)
     for image, reduced in zip(np.asarray(images, np.uint8), small, strict=True):
-        np.testing.assert_allclose(reduced, to_array(image, 16, 3), atol=0.51)
+        np.testing.assert_allclose(reduced, to_array(image, 16, 3), atol=1.01)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from models import MODELS, count_parameters
+from models.layers import depth_to_space, space_to_depth
 from models.unet import UNetConfig, make_unet
 
 DDPM = UNetConfig(in_channels=3, out_channels=3, image_size=32)
@@ -254,6 +255,29 @@ def test_labels_and_the_null_label():
     assert jnp.isnan(beyond).all()
 
 
+def test_patches_are_laid_on_the_channels_and_back():
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    patches = space_to_depth(x, 2)
+    assert patches.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(patches[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
+    np.testing.assert_array_equal(depth_to_space(patches, 2), x)
+
+
+def test_a_network_of_patches_is_one_of_smaller_images():
+    """The same parameters, between the two ways of writing its images."""
+    of_patches = dataclasses.replace(SMALL, image_size=16, patch_size=2)
+    plain = dataclasses.replace(SMALL, in_channels=12, out_channels=12)
+    assert of_patches.resolutions == plain.resolutions
+    rng = np.random.default_rng(0)
+    abstract = jax.eval_shape(make_unet(plain).init, jax.random.key(0))
+    params = jax.tree.map(lambda p: jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype), abstract)
+    x = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    time = jnp.array([3.0, 500.0])
+    ours = jax.jit(make_unet(of_patches).apply)(params, x, time)
+    theirs = jax.jit(make_unet(plain).apply)(params, space_to_depth(x, 2), time)
+    np.testing.assert_allclose(ours, depth_to_space(theirs, 2), rtol=1e-5, atol=1e-5)
+
+
 def test_condition_must_be_what_the_config_says():
     x, time, condition = inputs(SMALL_ADM)
     with pytest.raises(ValueError, match=r"condition has \[\].*num_classes=3 takes \['label'\]"):
@@ -273,6 +297,8 @@ def test_condition_must_be_what_the_config_says():
         ({"num_heads": 3}, r"num_heads=3: .* \[16\]"),
         ({"head_channels": 5}, r"head_channels=5: .* \[16\]"),
         ({"image_size": 9, "attention_resolutions": ()}, "image_size=9: must be a multiple of 2"),
+        ({"image_size": 10, "patch_size": 2}, "multiple of 4: .* and patch_size is 2"),
+        ({"patch_size": 0}, "patch_size=0: must be positive"),
         ({"resample": "convv"}, "did you mean 'conv'"),
         ({"dtype": "float16"}, "dtype='float16': allowed are float32, bfloat16"),
         ({"null_class": True}, "null_class=True: needs num_classes"),

@@ -61,6 +61,31 @@ def test_logits_of_noisy_images(pool):
     np.testing.assert_array_equal(logits[1], later[1])
 
 
+def test_without_attention_but_the_pools():
+    """The U-Net's `middle_attention` is the encoder's, too."""
+    config = dataclasses.replace(
+        SMALL, attention_resolutions=(), middle_attention=False, pool="mean"
+    )
+    network = make_unet_encoder(config)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert not any("attention" in path for path in paths)
+    # Of any size that the levels can halve.
+    for side in (8, 12):
+        x = jax.ShapeDtypeStruct((2, side, side, 1), jnp.float32)
+        times = jax.ShapeDtypeStruct((2,), jnp.float32)
+        assert jax.eval_shape(network.apply, params, x, times).shape == (2, 5)
+
+
+def test_patches_are_its_pixels():
+    config = dataclasses.replace(SMALL, image_size=16, patch_size=2)
+    params = jax.eval_shape(make_unet_encoder(config).init, jax.random.key(0))
+    assert params["conv_in"]["kernel"].shape == (3, 3, 4, 8)
+    x = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.float32)
+    times = jax.ShapeDtypeStruct((2,), jnp.float32)
+    assert jax.eval_shape(make_unet_encoder(config).apply, params, x, times).shape == (2, 5)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

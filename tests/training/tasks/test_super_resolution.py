@@ -133,14 +133,14 @@ def test_the_network_sees_the_low_image_and_its_noise_level(task, params):
 
 def test_with_residual_an_untrained_network_enlarges(task):
     """Its last convolution is zero at the start; without `residual` so is its output."""
-    params = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(task.init, KEY)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(task.init, KEY)
     )
     x = jax.random.normal(KEY, (2, 8, 8, 3))
     told = {LOW: x[::-1], AUGMENTATION: jnp.array([0.1, 0.1])}
-    np.testing.assert_array_equal(task.network.apply(params, x, jnp.zeros(2), told), x[::-1])
+    np.testing.assert_array_equal(task.network.apply(zeros, x, jnp.zeros(2), told), x[::-1])
     plain = make_task(TASK.replace("residual=True", "residual=False"))
-    np.testing.assert_array_equal(plain.network.apply(params, x, jnp.zeros(2), told), 0)
+    np.testing.assert_array_equal(plain.network.apply(zeros, x, jnp.zeros(2), told), 0)
 
 
 def test_loss_and_its_gradient_reach_everything(task, params, batch):
@@ -225,7 +225,7 @@ def test_without_a_low_image_it_says_what_is_missing(task, params):
         ("super_resolution(low=8, noise=(0.4, 0.2))", "the lower one first"),
         ("super_resolution(low=8, noise=(0.1, 0.2))", "in the range of training"),
         ("super_resolution(low=8, crop=0.0)", "a share of the side"),
-        ("super_resolution(low=8, crop=0.4375)", "7 px, which must be a multiple of 2"),
+        ("super_resolution(low=8, crop=0.4375)", "7 px, which must be a multiple of 4"),
         ("super_resolution(low=8, crop=0.375)", "6 px, which must be a multiple of 4"),
         ("super_resolution(low=8, blur=2.0)", "probability"),
         ("super_resolution(low=8, reduction='box')", "reduction='box': take 'bilinear', 'bicubic'"),
