@@ -5,7 +5,11 @@
         --prompt="a small red circle on a white background"
     python main.py --mode=evaluate --workdir=runs/unclip
 
-`:smoke` trains a few steps of each stage.
+`:priors` has other priors beside the diffusion one, for the comparison of all (docs/priors.md):
+
+    python -m experiments.priors --config=configs/unclip_shapes.py:priors --workdir=runs/unclip
+
+`:smoke` and `:priors_smoke` train a few steps of each stage.
 """
 
 from ml_collections import ConfigDict
@@ -14,11 +18,16 @@ from configs import base, networks, shapes_clip, shapes_sr, stack
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: '' and 'smoke'."""
-    base.check_variant(__file__, variant, ("", "smoke"))
-    smoke = variant == "smoke"
+    """Variants: '', 'priors', 'smoke' and 'priors_smoke'."""
+    base.check_variant(__file__, variant, ("", "priors", "smoke", "priors_smoke"))
+    smoke = variant.endswith("smoke")
+    others = _other_priors(smoke) if variant.startswith("priors") else {}
     config = stack.get_config(
-        clip=_clip(smoke), prior=_prior(smoke), decoder=_decoder(smoke), upsampler=_upsampler(smoke)
+        clip=_clip(smoke),
+        prior=_prior(smoke),
+        decoder=_decoder(smoke),
+        upsampler=_upsampler(smoke),
+        **others,
     )
     config.evaluate.metrics = (
         "caption_accuracy(split='test', count=256)",
@@ -102,3 +111,22 @@ def _decoder(smoke: bool) -> ConfigDict:
 
 def _upsampler(smoke: bool) -> ConfigDict:
     return shapes_sr.get_config("smoke" if smoke else "")
+
+
+def _other_priors(smoke: bool) -> dict[str, ConfigDict]:
+    """Trained as the diffusion prior is: for as long, on the same pairs, by the same optimizer."""
+    stages = {name: _prior(smoke) for name in ("prior_ar", "prior_linear", "prior_mlp")}
+    autoregressive, linear, mlp = stages.values()
+    blocks = autoregressive.model
+    autoregressive.task = "autoregressive_prior(quantizer='{root}/prior_ar/quantizer.npz')"
+    autoregressive.model = networks.autoregressive_prior()
+    autoregressive.model.update({name: blocks[name] for name in blocks if name != "name"})
+    autoregressive.model.update(components=32, buckets=64)
+    linear.task, linear.model = "regression_prior", networks.linear_prior()
+    mlp.task, mlp.model = "regression_prior(contrastive=0.2)", networks.mlp_prior()
+    mlp.model.update(width=32 if smoke else 256, depth=2)
+    for stage in (linear, mlp):
+        stage.model.embedding_dim = blocks.embedding_dim
+        # They know no caption withheld.
+        stage.sample.guidance = ()
+    return stages

@@ -12,7 +12,8 @@ from training.components import Call, ConfigError, changed, nearest
 from training.config import TYPES, flatten, load, no_field, validate
 
 # Tasks that read CLIP's embeddings, and so get `clip=` or its records.
-EMBEDDED = ("prior", "autoregressive_prior", "regression_prior", "decoder")
+PRIORS = ("prior", "autoregressive_prior", "regression_prior")
+EMBEDDED = (*PRIORS, "decoder")
 # Names beside the stages in the work directory.
 _TAKEN = ("generated", "evaluation", "report")
 ROOT = "{root}"
