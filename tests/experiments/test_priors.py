@@ -10,10 +10,12 @@ import pytest
 
 from configs import unclip_shapes
 from experiments import priors, priors_report
+from pipelines.text_to_image import TextToImage
 from training import stack
 from training.components import ConfigError
 from training.config import freeze
 from training.stack import check_stack, validate_stack
+from training.workdir import Workdir
 
 ATTRIBUTES = ("shape", "second_colour")
 
@@ -35,14 +37,14 @@ def values(level):
     return {"prior_quality": quality, "decoded_quality": quality, "caption_accuracy": right}
 
 
-class Pipeline:
-    """Of the pipeline what the comparison uses: it counts which prior is asked for."""
+class Pipeline(TextToImage):
+    """Of the pipeline what the comparison uses; nothing is loaded."""
 
-    size = 8
+    prior = None
+    workdir = Workdir("clip")
 
     def __init__(self, config, root):
-        self.prior, self.clip, self.identity = None, self, {"decoder": {"checkpoint": 4}}
-        self.workdir = "clip"
+        self.clip, self.identity = self, {"decoder": {"checkpoint": 4}}
 
     def with_prior(self, prior):
         other = Pipeline(None, None)
@@ -50,7 +52,7 @@ class Pipeline:
             other.prior = prior
         elif prior:
             params = {"w": np.zeros((len(prior), 2))}
-            other.prior = priors.Stage(prior, None, None, params, {"checkpoint": 7})
+            other.prior = priors.Stage(prior, self.workdir, None, params, {"checkpoint": 7})
         return other
 
 
