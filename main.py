@@ -56,6 +56,7 @@ STACK_MODES = {
     "train": "pipelines.stack:train",
     "generate": "pipelines.generate:generate",
     "evaluate": "evaluation.stack:evaluate",
+    "inspect": "pipelines.stack_summary:inspect",
 }
 
 FLAGS = flags.FLAGS

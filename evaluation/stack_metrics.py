@@ -27,7 +27,7 @@ class StackMetric(abc.ABC):
     """A metric of the pictures that a stack makes of captions.
 
     Attributes:
-        split: of CLIP's data, whose captions are drawn.
+        split: of the stack's pairs, whose captions are drawn.
         count: of them, the first ones; 0: all.
     """
 
@@ -130,13 +130,12 @@ class DrawnQuality(StackMetric):
 
 
 def captioned(config: Any, split: str) -> Source:
-    """A split of CLIP's data.
+    """A split of the pairs of a stack.
 
     Raises:
         ConfigError: the data have no such split or no captions.
     """
-    data = config.stages[stack.clip_of(config)].data
-    spec = components.changed(data.source, split=split)
+    spec = components.changed(stack.pairs_of(config), split=split)
     source = components.build(input_pipeline.SOURCES, spec, _FIELD)
     if "caption" not in source.fields:
         raise ConfigError(f"{_FIELD}: {source.name} has no captions to be drawn")

@@ -91,7 +91,7 @@ def priors_of(config: Any) -> list[tuple[str, str]]:
 def compare(config: Any, directory: str | os.PathLike[str], split: str, count: int) -> dict:
     """All numbers of all priors, as JSON values.
 
-    split: of CLIP's data, whose first `count` captions are drawn.
+    split: of the pairs of the stack, whose first `count` captions are drawn.
 
     Raises:
         ConfigError: a stage is missing or does not fit, or there is no such split.
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="of a stack with several priors")
     parser.add_argument("--workdir", required=True, help="of the stack")
-    parser.add_argument("--split", default="test", help="of CLIP's data, held out from training")
+    parser.add_argument("--split", default="test", help="of the pairs, held out from training")
     parser.add_argument("--count", type=int, default=256, help="captions of it that are drawn")
     overrides, rest = command_line.split(arguments)
     flags = parser.parse_args(rest)
