@@ -3,8 +3,8 @@
     python -m experiments.priors --config=configs/unclip_shapes.py:priors --workdir=runs/unclip
 
 Trains the stages that are not trained yet, then gives one decoder the image embeddings of each
-prior among them, the text embedding in place of any, and the true embedding, which bounds what a
-prior can do. Captions and noise are the same for all. Writes
+prior among them, the text embedding in place of any, and the true embedding, as a perfect prior
+would. Captions and noise are the same for all. Writes
 
     <workdir>/report/priors.json  priors.md  priors.png
 
