@@ -174,6 +174,7 @@ def test_mistakes_on_the_command_line(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_one_command_trains_measures_and_goes_on(tmp_path):
     config = "configs/unclip_shapes.py:priors_smoke"
     command = [sys.executable, "-m", "experiments.priors", f"--config={config}"]
