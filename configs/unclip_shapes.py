@@ -9,7 +9,7 @@
 
     python -m experiments.priors --config=configs/unclip_shapes.py:priors --workdir=runs/unclip
 
-`:smoke` and `:priors_smoke` train a few steps of each stage.
+`:smoke` and `:smoke_priors` train a few steps of each stage.
 """
 
 from ml_collections import ConfigDict
@@ -18,16 +18,14 @@ from configs import base, networks, shapes_clip, shapes_sr, stack
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: '', 'priors', 'smoke' and 'priors_smoke'."""
-    base.check_variant(__file__, variant, ("", "priors", "smoke", "priors_smoke"))
-    smoke = variant.endswith("smoke")
-    others = _other_priors(smoke) if variant.startswith("priors") else {}
+    """Variants: '' and 'smoke', each also with the other priors: 'priors' and 'smoke_priors'."""
+    base.check_variant(__file__, variant, ("", "smoke", "priors", "smoke_priors"))
+    smoke = variant.startswith("smoke")
     config = stack.get_config(
         clip=_clip(smoke),
         prior=_prior(smoke),
         decoder=_decoder(smoke),
         upsampler=_upsampler(smoke),
-        **others,
     )
     config.evaluate.metrics = (
         "caption_accuracy(split='test', count=256)",
@@ -37,6 +35,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if smoke:
         config.generate.batch_size = 4
         config.evaluate.metrics = ("caption_accuracy(split='test', count=4)",)
+    if variant.endswith("priors"):
+        _add_priors(config)
     return config
 
 
@@ -113,21 +113,26 @@ def _upsampler(smoke: bool) -> ConfigDict:
     return shapes_sr.get_config("smoke" if smoke else "")
 
 
-def _other_priors(smoke: bool) -> dict[str, ConfigDict]:
-    """Trained as the diffusion prior is: for as long, on the same pairs, by the same optimizer."""
-    stages = {name: _prior(smoke) for name in ("prior_ar", "prior_linear", "prior_mlp")}
-    autoregressive, linear, mlp = stages.values()
-    blocks = autoregressive.model
-    autoregressive.task = "autoregressive_prior(quantizer='{root}/prior_ar/quantizer.npz')"
-    autoregressive.model = networks.autoregressive_prior()
-    autoregressive.model.update({name: blocks[name] for name in blocks if name != "name"})
-    # Of a trained CLIP these held 99.7% of the variance.
-    autoregressive.model.update(components=24, buckets=64)
-    linear.task, linear.model = "regression_prior", networks.linear_prior()
-    mlp.task, mlp.model = "regression_prior(contrastive=0.2)", networks.mlp_prior()
-    mlp.model.update(width=32 if smoke else 256, depth=2)
-    for stage in (linear, mlp):
-        stage.model.embedding_dim = blocks.embedding_dim
-        # They know no caption withheld.
-        stage.sample.guidance = ()
-    return stages
+def _add_priors(config: ConfigDict) -> None:
+    """Other priors, trained as the diffusion prior is: for as long, on the same pairs."""
+    diffusion = config.stages.prior
+    kinds = {
+        "prior_linear": ("regression_prior", networks.linear_prior()),
+        "prior_mlp": ("regression_prior(contrastive=0.2)", networks.mlp_prior()),
+        "prior_ar": (
+            "autoregressive_prior(quantizer='{root}/prior_ar/quantizer.npz')",
+            networks.autoregressive_prior(),
+        ),
+    }
+    for name, (task, model) in kinds.items():
+        # What both have, such as width and depth, is the same.
+        shared = {k: v for k, v in diffusion.model.items() if k in model and k != "name"}
+        model.update(shared)
+        stage = diffusion.copy_and_resolve_references()
+        stage.task, stage.model = task, model
+        if "null_text" not in model:
+            stage.sample.guidance = ()
+        config.stages[name] = stage
+    # Of a trained CLIP these components held 99.7% of the variance.
+    config.stages.prior_ar.model.update(components=24, buckets=64)
+    config.order = (*config.order, *kinds)

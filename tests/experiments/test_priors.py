@@ -22,7 +22,7 @@ ATTRIBUTES = ("shape", "second_colour")
 
 @pytest.fixture
 def config():
-    return unclip_shapes.get_config("priors_smoke")
+    return unclip_shapes.get_config("smoke_priors")
 
 
 def values(level):
@@ -167,7 +167,7 @@ def test_mistakes_on_the_command_line(tmp_path):
     single = ["--config=configs/digits.py", f"--workdir={tmp_path}"]
     with pytest.raises(ConfigError, match=r"configs/digits.py: is a single run"):
         priors.main(single)
-    stacked = ["--config=configs/unclip_shapes.py:priors_smoke", f"--workdir={tmp_path}"]
+    stacked = ["--config=configs/unclip_shapes.py:smoke_priors", f"--workdir={tmp_path}"]
     with pytest.raises(ConfigError, match=r"--count=1: must be 2 or more"):
         priors.main([*stacked, "--count=1"])
     assert not list(tmp_path.iterdir())
@@ -176,10 +176,10 @@ def test_mistakes_on_the_command_line(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_one_command_trains_measures_and_goes_on(tmp_path):
-    config = "configs/unclip_shapes.py:priors_smoke"
+    config = "configs/unclip_shapes.py:smoke_priors"
     command = [sys.executable, "-m", "experiments.priors", f"--config={config}"]
     command += [f"--workdir={tmp_path}", "--count=4"]
-    stages = unclip_shapes.get_config("priors_smoke").order
+    stages = unclip_shapes.get_config("smoke_priors").order
     for name in stages:
         fields = {"train.steps": 4, "train.batch_size": 8, "log.preview_every": 0}
         fields |= {"checkpoint.every": 4, "log.every": 4, "log.tensorboard": False}
