@@ -62,7 +62,11 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = ["| stage | network | parameters | state | steps | batch |", "|" + " --- |" * 6]
     for name, row in rows.items():
         lines.append(
-            f"| {name} | {row['network']} | {row['parameters']:,} | {row['state'] / 1e9:,.2f} GB | "
+            f"| {name} | {row['network']} | {row['parameters']:,} | {_bytes(row['state'])} | "
             f"{row['steps']:,} | {row['batch']:,} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
