@@ -65,7 +65,8 @@ def test_the_table(tmp_path, capsys):
         jax.random.key(0)
     )
     assert f"| prior | prior | {models.count_parameters(params):,} | " in text
-    assert lines[2].endswith("| 20 | 16 |")
+    train = config.stages.clip.train
+    assert lines[2].endswith(f" MB | {train.steps} | {train.batch_size} |")
     assert main.STACK_MODES["inspect"] == "pipelines.stack_summary:inspect"
     assert [path.name for path in tmp_path.iterdir()] == ["stages.md"], "nothing else is made"
 
