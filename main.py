@@ -15,6 +15,7 @@ A stack of stages (configs/stack.py) is trained, asked and measured as one:
     python main.py --mode=generate --workdir=runs/unclip \\
         --prompt="a small red circle on a blue background"
     python main.py --mode=evaluate --workdir=runs/unclip
+    python main.py --mode=inspect --config=configs/unclip_paper.py --workdir=runs/unclip_paper
 
 Any field of configs/base.py, or configs/stack.py, can be set by --config.field=value.
 """
@@ -56,6 +57,7 @@ STACK_MODES = {
     "train": "pipelines.stack:train",
     "generate": "pipelines.generate:generate",
     "evaluate": "evaluation.stack:evaluate",
+    "inspect": "pipelines.stack_summary:inspect",
 }
 
 FLAGS = flags.FLAGS

@@ -26,7 +26,10 @@ def get_config(**stages: ConfigDict) -> ConfigDict:
     # How stages come by CLIP's embeddings. 'records': written once, when CLIP is trained. 'step':
     # computed by the frozen CLIP inside each training step, so that nothing is stored.
     config.embeddings = "records"
-    # Splits of CLIP's data that are written, with 'records'.
+    # Images and captions that stages with embeddings learn from and metrics are of, a line of
+    # `input_pipeline.SOURCES`; '': those that CLIP learns from.
+    config.pairs = ""
+    # Splits of these that are written, with 'records'.
     config.splits = ("train", "test")
 
     config.generate = generate = ConfigDict()

@@ -6,7 +6,11 @@
     python main.py --mode=evaluate --workdir=runs/unclip
 
 The quickstart's: scenes of one object. `:full` has both kinds of scenes, larger networks and 64 px.
-`:smoke` trains a few steps of each stage.
+`:priors` has other priors beside the diffusion one, for the comparison of all (docs/priors.md):
+
+    python -m experiments.priors --config=configs/unclip_shapes.py:priors --workdir=runs/unclip
+
+`:smoke` and `:smoke_priors` train a few steps of each stage.
 """
 
 from ml_collections import ConfigDict
@@ -18,8 +22,8 @@ _EMBEDDING, _CONTEXT, _VOCABULARY = 64, 16, 512
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: '', 'full' and 'smoke'."""
-    base.check_variant(__file__, variant, ("", "full", "smoke"))
+    """Variants: '', 'full', 'smoke', and with the other priors 'priors' and 'smoke_priors'."""
+    base.check_variant(__file__, variant, ("", "full", "smoke", "priors", "smoke_priors"))
     stages = {"clip": _clip(), "prior": _prior(), "decoder": _decoder(), "upsampler": _upsampler()}
     config = stack.get_config(**stages)
     config.generate.batch_size = 128
@@ -31,8 +35,10 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     if variant == "full":
         _full(config)
-    if variant == "smoke":
+    if variant.startswith("smoke"):
         _smoke(config)
+    if variant.endswith("priors"):
+        _add_priors(config)
     return config
 
 
@@ -161,3 +167,28 @@ def _full(config: ConfigDict) -> None:
         stage.ema.default = "constant(decay=0.999)"
     config.order = (*config.order, "upsampler64")
     config.generate.upsamplers = ("upsampler", "upsampler64")
+
+
+def _add_priors(config: ConfigDict) -> None:
+    """Other priors, trained as the diffusion prior is: for as long, on the same pairs."""
+    diffusion = config.stages.prior
+    kinds = {
+        "prior_linear": ("regression_prior", networks.linear_prior()),
+        "prior_mlp": ("regression_prior(contrastive=0.2)", networks.mlp_prior()),
+        "prior_ar": (
+            "autoregressive_prior(quantizer='{root}/prior_ar/quantizer.npz')",
+            networks.autoregressive_prior(),
+        ),
+    }
+    for name, (task, model) in kinds.items():
+        # What both have, such as width and depth, is the same.
+        shared = {k: v for k, v in diffusion.model.items() if k in model and k != "name"}
+        model.update(shared)
+        stage = diffusion.copy_and_resolve_references()
+        stage.task, stage.model = task, model
+        if "null_text" not in model:
+            stage.sample.guidance = ()
+        config.stages[name] = stage
+    # Of a trained CLIP these components held 99.7% of the variance.
+    config.stages.prior_ar.model.update(components=24, buckets=64)
+    config.order = (*config.order, *kinds)

@@ -11,7 +11,7 @@ from evaluation.caption_accuracy import SceneAccuracy
 from evaluation.class_accuracy import ClassAccuracy
 from evaluation.prior import PriorQuality
 from evaluation.retrieval import Retrieval, ZeroShot
-from evaluation.stack_metrics import CaptionAccuracy, DecodedQuality
+from evaluation.stack_metrics import CaptionAccuracy, DecodedQuality, DrawnQuality
 
 METRICS = {
     "class_accuracy": ClassAccuracy,
@@ -25,6 +25,7 @@ METRICS = {
 STACK_METRICS = {
     "caption_accuracy": CaptionAccuracy,
     "decoded_quality": DecodedQuality,
+    "prior_quality": DrawnQuality,
 }
 
 __all__ = ["METRICS", "STACK_METRICS"]

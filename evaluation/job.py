@@ -111,8 +111,12 @@ def run_metrics(
     about: dict[str, Any],
     run: Callable[[Callable], dict[str, Any]],
     more: dict[str, Any] | None = None,
-) -> None:
-    """A row of each metric, printed; `about` is what it depends on, `more` goes with it."""
+) -> dict[str, dict[str, Any]]:
+    """The values of each metric, kept as a row and printed.
+
+    `about` is what they depend on, `more` goes with it.
+    """
+    found = {}
     done = {spec: _find(_read(_path(workdir, spec)), {"metric": spec} | about) for spec in metrics}
     # Every process has looked before the first one writes.
     multihost_utils.sync_global_devices("evaluate")
@@ -123,6 +127,8 @@ def run_metrics(
             _append(_path(workdir, spec), row)
         if jax.process_index() == 0:
             print(f"{spec}: {json.dumps(row['values'])}", flush=True)
+        found[spec] = row["values"]
+    return found
 
 
 def _row(spec: str, values: dict[str, Any]) -> dict[str, Any]:

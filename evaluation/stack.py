@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from evaluation import STACK_METRICS
 from evaluation.job import run_metrics
+from evaluation.stack_metrics import StackMetric
 from pipelines import generate
 from pipelines.text_to_image import TextToImage
 from training import components
@@ -30,10 +32,26 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
         raise ConfigError(
             f"{_FIELD}: empty; name at least one, (\"caption_accuracy(split='test')\",)"
         )
-    metrics = {
-        spec: components.build(STACK_METRICS, spec, _FIELD) for spec in config.evaluate.metrics
-    }
-    pipeline = TextToImage(config, directory)
+    metrics = build(config.evaluate.metrics)
+    measure(metrics, TextToImage(config, directory), config, directory)
+
+
+def build(specs: Sequence[str]) -> dict[str, StackMetric]:
+    """Metrics by what they are called in a config.
+
+    Raises:
+        ConfigError: a mistake in one of them.
+    """
+    return {spec: components.build(STACK_METRICS, spec, _FIELD) for spec in specs}
+
+
+def measure(
+    metrics: Mapping[str, StackMetric],
+    pipeline: TextToImage,
+    config: Any,
+    directory: str | os.PathLike[str],
+) -> dict[str, dict[str, Any]]:
+    """Values of each metric on what a pipeline makes; a row of `directory` each, as `evaluate`."""
 
     def draw(captions):
         numbers = np.arange(len(captions), dtype=np.int32)
@@ -44,4 +62,6 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
     about = {"stages": pipeline.identity, "seed": config.generate.seed}
     # As it is read back from a row.
     about = json.loads(json.dumps(about))
-    run_metrics(Workdir(directory), metrics, about, lambda metric: metric(pipeline, draw, config))
+    return run_metrics(
+        Workdir(directory), dict(metrics), about, lambda metric: metric(pipeline, draw, config)
+    )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 import input_pipeline
 from evaluation.caption_accuracy import caption_accuracy
@@ -16,6 +16,7 @@ from input_pipeline.sources.base import Source
 from pipelines.text_to_image import TextToImage
 from training import components, stack
 from training.components import ConfigError
+from training.encoder import Encoder
 
 _FIELD = "config.evaluate.metrics"
 Draw = Callable[[Sequence[str]], UInt8[np.ndarray, "count size size channels"]]
@@ -26,7 +27,7 @@ class StackMetric(abc.ABC):
     """A metric of the pictures that a stack makes of captions.
 
     Attributes:
-        split: of CLIP's data, whose captions are drawn.
+        split: of the stack's pairs, whose captions are drawn.
         count: of them, the first ones; 0: all.
     """
 
@@ -39,21 +40,15 @@ class StackMetric(abc.ABC):
         Raises:
             ConfigError: the data have no such split or no captions.
         """
-        data = config.stages[stack.clip_of(config)].data
-        source = components.build(
-            input_pipeline.SOURCES, components.changed(data.source, split=self.split), _FIELD
-        )
-        if "caption" not in source.fields:
-            raise ConfigError(f"{_FIELD}: {source.name} has no captions to be drawn")
-        return self.measure(
-            pipeline, draw, source, range(min(self.count or len(source), len(source)))
-        )
+        source = captioned(config, self.split)
+        rows = range(min(self.count or len(source), len(source)))
+        return self.measure(pipeline, draw, source, rows, config.generate)
 
     @abc.abstractmethod
     def measure(
-        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range
+        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range, settings: Any
     ) -> dict[str, Any]:
-        """The values, of these examples of the split."""
+        """The values, of these examples of the split; `settings` are config.generate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +60,7 @@ class CaptionAccuracy(StackMetric):
     """
 
     def measure(
-        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range
+        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range, settings: Any
     ) -> dict[str, Any]:
         """See `caption_accuracy`."""
         examples = source.examples(rows, ("image", "caption"))
@@ -88,15 +83,70 @@ class DecodedQuality(StackMetric):
     """
 
     def measure(
-        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range
+        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range, settings: Any
     ) -> dict[str, Any]:
         """See `quality`."""
         clip = pipeline.clip
-        size, channels = clip.config.data.image_size, clip.config.data.channels
-        examples = source.examples(rows, ("image", "caption"))
-        captions = [example["caption"] for example in examples]
-        true = np.stack([to_array(example["image"], size, channels) for example in examples])
-        pictures = draw(captions)
-        if pictures.shape[1] != size:
-            pictures = np.stack([to_array(picture, size, channels) for picture in pictures])
-        return quality(clip.images(pictures)[None], clip.images(true), clip.captions(captions))
+        captions, true = embedded(clip, source, rows)
+        pictures, data = draw(captions), clip.config.data
+        if pictures.shape[1] != data.image_size:
+            pictures = np.stack([to_array(x, data.image_size, data.channels) for x in pictures])
+        return quality(clip.images(pictures)[None], true, clip.captions(captions))
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnQuality(StackMetric):
+    """How good the image embeddings are that the decoder is given: `evaluation.prior.quality`.
+
+    Of any prior and of none; the first draws are those that the pictures are made of.
+
+    Attributes:
+        seeds: draws of each caption.
+    """
+
+    seeds: int = 2
+
+    def measure(
+        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range, settings: Any
+    ) -> dict[str, Any]:
+        """See `quality`."""
+        captions, true = embedded(pipeline.clip, source, rows)
+        draws = [
+            self._embed(pipeline, captions, settings.seed + k, settings.batch_size)
+            for k in range(self.seeds)
+        ]
+        return quality(np.stack(draws), true, pipeline.clip.captions(captions))
+
+    def _embed(
+        self, pipeline: TextToImage, captions: Sequence[str], seed: int, size: int
+    ) -> Float[np.ndarray, "count embedding"]:
+        count, ways = len(captions), pipeline.batch_ways
+        size, found = -(-size // ways) * ways, []
+        for start in range(0, count, size):
+            # The last batch is filled up from the start: one shape, one program.
+            of = np.arange(start, start + size, dtype=np.int32) % count
+            found.append(np.asarray(pipeline.embed([captions[i] for i in of], seed, of)))
+        return np.concatenate(found)[:count]
+
+
+def captioned(config: Any, split: str) -> Source:
+    """A split of the pairs of a stack.
+
+    Raises:
+        ConfigError: the data have no such split or no captions.
+    """
+    spec = components.changed(stack.pairs_of(config), split=split)
+    source = components.build(input_pipeline.SOURCES, spec, _FIELD)
+    if "caption" not in source.fields:
+        raise ConfigError(f"{_FIELD}: {source.name} has no captions to be drawn")
+    return source
+
+
+def embedded(
+    clip: Encoder, source: Source, rows: Sequence[int]
+) -> tuple[list[str], Float[np.ndarray, "count embedding"]]:
+    """(captions, CLIP's embeddings of the images) of examples."""
+    size, channels = clip.config.data.image_size, clip.config.data.channels
+    examples = source.examples(rows, ("image", "caption"))
+    images = np.stack([to_array(example["image"], size, channels) for example in examples])
+    return [example["caption"] for example in examples], clip.images(images)

@@ -78,7 +78,7 @@ def _embed(config: ConfigDict, stages: dict[str, ConfigDict], workdir: Workdir) 
     """Writes the records that later stages read, where they are not there."""
     clip = stages[stack.clip_of(config)]
     for split in config.splits:
-        source = components.changed(clip.data.source, split=split)
+        source = components.changed(stack.pairs_of(config), split=split)
         clip.embed.update(split=split, source=source)
         _tell(f"embeddings of the split {split!r}")
         embed.embed(freeze(clip), workdir)

@@ -4,6 +4,7 @@ Ramesh et al. 2022, figure 2. Sample i is a function of the stages, the seed, it
 own caption, whoever else is in the batch.
 """
 
+import copy
 import dataclasses
 import logging
 import os
@@ -79,18 +80,43 @@ class TextToImage:
         def stage(name: str, kind: type, wanted: str) -> Stage:
             return _load(name, configs[name], root, self._mesh, kind, wanted)
 
-        self._prior = stage(generate.prior, CaptionPrior, "a prior") if generate.prior else None
+        self._stage = stage
+        prior = self._prior_stage(generate.prior)
         self._decoder = stage(generate.decoder, DecoderTask, "'decoder'")
         self._upsamplers = [
             stage(name, SuperResolutionTask, "'super_resolution'") for name in generate.upsamplers
         ]
-        self.stages = [s for s in (self._prior, self._decoder, *self._upsamplers) if s is not None]
-        self._check_contracts()
+        self._take(prior)
         self._check_sizes()
+
+    def with_prior(self, prior: str | Stage) -> "TextToImage":
+        """The same decoder and upsamplers after another prior; they are not loaded again.
+
+        prior: name of a stage; '': none, the text embedding; or what acts as a loaded stage.
+
+        Raises:
+            ConfigError: it is not trained, no prior, or of another CLIP.
+        """
+        other = copy.copy(self)
+        other._take(self._prior_stage(prior) if isinstance(prior, str) else prior)
+        return other
+
+    def _prior_stage(self, name: str) -> Stage | None:
+        return self._stage(name, CaptionPrior, "a prior") if name else None
+
+    def _take(self, prior: Stage | None) -> None:
+        self._prior = prior
+        self.stages = [s for s in (prior, self._decoder, *self._upsamplers) if s is not None]
+        self._check_contracts()
         self.identity = {
             "clip": {"checkpoint": self.clip.step, "encoder": self._contract.encoder},
             **{stage.name: stage.identity for stage in self.stages},
         }
+
+    @property
+    def prior(self) -> Stage | None:
+        """The stage that draws image embeddings; None: the text embedding is taken for one."""
+        return self._prior
 
     def _check_contracts(self) -> None:
         self._contract = EmbeddingContract.read(self.clip.workdir)

@@ -26,7 +26,15 @@ from absl import flags
 from jaxtyping import install_import_hook
 
 # Every shape and type in these packages' signatures is checked at each call.
-CHECKED = ("diffusion", "models", "input_pipeline", "training", "evaluation", "pipelines")
+CHECKED = (
+    "diffusion",
+    "models",
+    "input_pipeline",
+    "training",
+    "evaluation",
+    "pipelines",
+    "experiments",
+)
 
 
 def check(function):

@@ -8,11 +8,14 @@ import jax
 import pytest
 
 import models
-from training import command_line, components, sampler, tasks
+from training import command_line, components, sampler, stack, tasks
 from training.config import freeze, validate
 
-PARTS = ("__init__", "base", "networks")
-FILES = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in PARTS)
+PARTS = ("__init__", "base", "networks", "stack")
+STACKS = ["configs/unclip_paper.py", "configs/unclip_shapes.py"]
+FILES = sorted(
+    str(p) for p in Path("configs").glob("*.py") if p.stem not in PARTS and str(p) not in STACKS
+)
 # Parameters of the papers' networks, as their own code counts them.
 COUNTS = {
     "configs/cifar10_ddpm.py": 35.746e6,
@@ -36,6 +39,14 @@ def test_config_is_valid(file, variant):
     config = command_line.read(file + variant)
     validate(config)
     components.check(freeze(config))
+
+
+@pytest.mark.parametrize("variant", ["", ":smoke"])
+@pytest.mark.parametrize("file", STACKS)
+def test_stack_is_valid(file, variant):
+    config = command_line.read(file + variant)
+    stack.validate_stack(config)
+    stack.check_stack(freeze(config))
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -66,7 +77,7 @@ def test_samplers_take_the_papers_calls(name, calls):
     assert plan.next.sigma[-1] == 0.0
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [*FILES, *STACKS])
 def test_header_says_how_to_run_it(file):
     text = Path(file).read_text()
     assert f"--config={file}" in text.split('"""')[1]
@@ -85,3 +96,14 @@ def test_smoke_variant_trains_samples_and_previews(file, tmp_path):
     assert steps == [5, 10, 15, 20]
     assert list((tmp_path / "previews").glob("*.png"))
     assert bool(list(tmp_path.glob("samples/*/grid.png"))) == samples
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", STACKS)
+def test_smoke_variant_of_a_stack_makes_pictures(file, tmp_path):
+    caption = "a small red circle on a white background"
+    for arguments in ([f"--config={file}:smoke"], ["--mode=generate", f"--prompt={caption}"]):
+        command = [sys.executable, "main.py", f"--workdir={tmp_path}", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("generated/*/grid.png"))

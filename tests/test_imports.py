@@ -22,6 +22,7 @@ ALLOWED = {
     "pipelines": TOP,
     "evaluation": TOP,
     "benchmarks": TOP,
+    "experiments": TOP | {"experiments"},
     "main": TOP,
 }
 # Packages of others that each one may not import: the mathematics knows no networks, configs or

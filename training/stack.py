@@ -12,7 +12,8 @@ from training.components import Call, ConfigError, changed, nearest
 from training.config import TYPES, flatten, load, no_field, validate
 
 # Tasks that read CLIP's embeddings, and so get `clip=` or its records.
-EMBEDDED = ("prior", "autoregressive_prior", "regression_prior", "decoder")
+PRIORS = ("prior", "autoregressive_prior", "regression_prior")
+EMBEDDED = (*PRIORS, "decoder")
 # Names beside the stages in the work directory.
 _TAKEN = ("generated", "evaluation", "report")
 ROOT = "{root}"
@@ -117,6 +118,11 @@ def clip_of(config: ConfigDict) -> str:
     return next(name for name in config.order if task_of(config.stages[name]).name == "clip")
 
 
+def pairs_of(config: ConfigDict) -> str:
+    """The source of the images and captions whose embeddings are learned from."""
+    return config.pairs or config.stages[clip_of(config)].data.source
+
+
 def directory(root: str | os.PathLike[str], name: str) -> epath.Path:
     """The work directory of a stage."""
     return epath.Path(root) / name
@@ -143,7 +149,7 @@ def _embed(fields: dict[str, Any], config: ConfigDict, clip: str) -> None:
         data["source"] = f"records(path='{ROOT}/{clip}/embeddings', split={config.splits[0]!r})"
     else:
         fields["task"] = changed(fields["task"], clip=f"{ROOT}/{clip}")
-        data["source"] = source.source
+        data["source"] = pairs_of(config)
         data["tokenizer"] = f"file(path='{ROOT}/{clip}/tokenizer.json')"
     data.update(image_size=source.image_size, channels=source.channels, context=source.context)
 

@@ -269,3 +269,31 @@ def test_caption_accuracy_is_measured_once(trained, capsys):
     assert values["attributes"] == again["attributes"]
     (row,) = (root / "evaluation" / "decoded_quality.jsonl").read_text().splitlines()
     assert -1 <= json.loads(row)["values"]["cosine"] <= 1
+
+
+def test_another_prior_before_the_same_decoder(trained):
+    config, root = trained
+    pipeline = TextToImage(freeze(config), root)
+    captions, numbers = [CAPTION] * 8, np.arange(8, dtype=np.int32)
+    images = np.asarray(pipeline(captions, 0, numbers))
+    none = pipeline.with_prior("")
+    assert "prior" not in none.identity
+    assert not np.array_equal(np.asarray(none(captions, 0, numbers)), images)
+    np.testing.assert_array_equal(none.with_prior("prior")(captions, 0, numbers), images)
+    assert none.with_prior("prior").identity == pipeline.identity
+    with pytest.raises(ConfigError, match=r"'decoder' is of task 'decoder.*a prior is needed"):
+        pipeline.with_prior("decoder")
+
+
+def test_quality_is_of_the_embeddings_that_are_decoded(trained):
+    config, root = trained
+    pipeline = TextToImage(freeze(config), root).with_prior("")
+    (metric,) = evaluation.stack.build(["prior_quality(split='test', count=12, seeds=2)"]).values()
+    of_text = metric(pipeline, None, config)
+    # The text embedding in place of a prior's: nothing is random, and it is its own baseline.
+    assert of_text["cosine"] == pytest.approx(of_text["text_cosine"])
+    assert of_text["recall"] == of_text["text_recall"]
+    assert of_text["diversity"] == pytest.approx(0.0, abs=1e-6)
+    drawn = metric(pipeline.with_prior("prior"), None, config)
+    assert drawn["count"] == 12
+    assert drawn["diversity"] > 0.01

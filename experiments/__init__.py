@@ -1,0 +1,1 @@
+"""Experiments that take several trainings: each a program that makes a table and a plot."""
