@@ -40,9 +40,11 @@ def snr() -> Weighting:
     return lambda at: at.logsnr
 
 
-def truncated_snr() -> Weighting:
-    """max(SNR, 1) (Salimans and Ho 2022, eq. 7)."""
-    return lambda at: namespace(at.logsnr).maximum(at.logsnr, 0.0)
+def truncated_snr(high: float = math.inf) -> Weighting:
+    """max(SNR, 1) (Salimans and Ho 2022, eq. 7), and no more than `high`."""
+    if not high >= 1.0:
+        raise ValueError(f"truncated_snr: high={high} must be 1 or more")
+    return lambda at: namespace(at.logsnr).clip(at.logsnr, 0.0, math.log(high))
 
 
 def snr_plus_one() -> Weighting:

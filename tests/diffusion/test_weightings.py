@@ -4,7 +4,7 @@ import pytest
 
 from diffusion import PARAMETERIZATIONS, TIME_SAMPLERS, Objective
 from diffusion.schedules import edm, linear, rectified_flow
-from diffusion.weightings import constant, min_snr
+from diffusion.weightings import constant, min_snr, truncated_snr
 
 
 def objective(schedule, kind, weighting):
@@ -50,6 +50,14 @@ def test_finite_in_float32_over_the_whole_range(kind, schedule):
         weight = objective(schedule, kind, weighting).raw_weight(schedule.level(t))
         assert weight.dtype == jnp.float32
         assert jnp.all(jnp.isfinite(weight))
+
+
+def test_truncated_snr_within_bounds():
+    level = linear().level(np.arange(1000))
+    got = objective(linear(), "x0", truncated_snr(high=5.0)).raw_weight(level)
+    np.testing.assert_allclose(got, np.clip(np.exp(level.logsnr), 1.0, 5.0), rtol=1e-10)
+    with pytest.raises(ValueError, match=r"high=0\.5 must be 1 or more"):
+        truncated_snr(high=0.5)
 
 
 def test_gamma_must_be_positive():
