@@ -198,9 +198,7 @@ def test_stages_in_the_wrong_place_or_of_the_wrong_size_are_refused(trained):
     config, root = trained
     wrong = config.copy_and_resolve_references()
     wrong.generate.prior = "decoder"
-    with pytest.raises(
-        ConfigError, match=r"'decoder' is of task 'decoder.*a prior is needed"
-    ):
+    with pytest.raises(ConfigError, match=r"'decoder' is of task 'decoder.*a prior is needed"):
         TextToImage(freeze(wrong), root)
     twice = config.copy_and_resolve_references()
     twice.generate.upsamplers = ("upsampler", "upsampler")
