@@ -3,9 +3,9 @@
     python main.py --config=configs/shapes_sr.py --workdir=runs/shapes_sr
     python main.py --config=configs/shapes_sr.py:64 --workdir=runs/shapes_sr64
 
-A network of convolutions alone, trained on crops of half the side. `:quick` and `:quick64` are short
-trainings for a CPU: a small network on patches, which predicts the residual. `:smoke` runs in about
-a minute.
+A network of convolutions alone, trained on crops of half the side. `:quick` and `:quick64` are
+short trainings for a CPU: a small network on patches, which predicts the residual. `:smoke` runs in
+about a minute.
 """
 
 from ml_collections import ConfigDict
