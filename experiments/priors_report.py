@@ -54,7 +54,8 @@ def tables(result: dict[str, Any]) -> str:
             f"{drawn['cosine']:.3f} ({drawn['cosine_unrelated']:.3f})",
             _percent(drawn["recall"]["1"]),
             _percent(drawn["recall"]["5"]),
-            f"{drawn['diversity']:.3f}",
+            # Of equal draws it is 0 to within rounding, to either side.
+            f"{max(drawn['diversity'], 0.0):.3f}",
             f"{_percent(right)} ({100 * low:.1f} to {100 * high:.1f})",
             f"{decoded['cosine']:.3f}",
             _percent(decoded["recall"]["1"]),
