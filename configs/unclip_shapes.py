@@ -26,7 +26,6 @@ def get_config(variant: str = "") -> ConfigDict:
     base.check_variant(__file__, variant, ("", "full", "smoke", "priors", "smoke_priors"))
     stages = {"clip": _clip(), "prior": _prior(), "decoder": _decoder(), "upsampler": _upsampler()}
     config = stack.get_config(**stages)
-    config.generate.batch_size = 128
     splits = "test", "compositional"
     config.evaluate.metrics = tuple(
         f"{metric}(split={split!r}, count=256)"

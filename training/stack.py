@@ -1,6 +1,7 @@
 """A stack of stages as one experiment: its config checked, and the config of each stage."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -51,7 +52,7 @@ def check_stack(config: ConfigDict) -> None:
 
 def in_stage(name: str, message: str) -> str:
     """A message about the config of a stage as one about the config of the stack."""
-    return message.replace("config.", f"config.stages.{name}.")
+    return re.sub(r"\bconfig\.(?!json\b)", f"config.stages.{name}.", message)
 
 
 def _mistakes(config: ConfigDict) -> Iterator[str]:

@@ -63,6 +63,11 @@ def test_a_component_of_a_stage_is_checked(config):
         stack.check_stack(config)
 
 
+def test_messages_about_a_stage_name_its_field():
+    told = stack.in_stage("prior", "config.train.steps: 4 -> 5, in runs/prior/config.json")
+    assert told == "config.stages.prior.train.steps: 4 -> 5, in runs/prior/config.json"
+
+
 def test_a_name_that_the_stack_itself_uses_is_refused(config):
     fields = config.to_dict()
     fields["stages"]["generated"] = fields["stages"].pop("prior")
