@@ -109,8 +109,8 @@ def _decoder() -> ConfigDict:
     config.diffusion.update(schedule="cosine(timesteps=1000)", parameterization="x0")
     config.diffusion.weighting = "truncated_snr(high=8.0)"
     config.diffusion.time_sampler = "low_discrepancy"
-    config.train.update(steps=3500, batch_size=32)
-    config.optimizer.update(name="muon", learning_rate=4e-3)
+    config.train.update(steps=1500, batch_size=64)
+    config.optimizer.update(name="adam(b1=0.9, b2=0.95, eps=1e-8)", learning_rate=3e-3)
     # So short a training gains nothing from guidance.
     config.sample.update(solver="ddim(eta=0.0)", steps=20)
     return config
