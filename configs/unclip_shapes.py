@@ -5,7 +5,9 @@
         --prompt="a small red circle on a white background"
     python main.py --mode=evaluate --workdir=runs/unclip
 
-The quickstart's: scenes of one object. `:full` has both kinds of scenes, larger networks and 64 px.
+A quarter of an hour on two CPU cores, on scenes of one object: 27% of the pictures of test captions
+are right in all attributes, colour 96%, place and background all, shape 29% (docs/results).
+`:full` has both kinds of scenes, larger networks and 64 px; it was not run yet.
 `:priors` has other priors beside the diffusion one, for the comparison of all (docs/priors.md):
 
     python -m experiments.priors --config=configs/unclip_shapes.py:priors --workdir=runs/unclip
@@ -105,7 +107,7 @@ def _decoder() -> ConfigDict:
         text_depth=2,
         text_heads=4,
     )
-    # x0 is learned sooner than eps: backgrounds are flat. The weight keeps edges from being blurred.
+    # x0 is learned sooner than eps: backgrounds are flat. The weight is for sharp edges.
     config.diffusion.update(schedule="cosine(timesteps=1000)", parameterization="x0")
     config.diffusion.weighting = "truncated_snr(high=8.0)"
     config.diffusion.time_sampler = "low_discrepancy"
