@@ -11,7 +11,7 @@ import diffusion
 from configs import base
 from diffusion.pixels import to_uint8
 from models import Network
-from pipelines import sampling
+from pipelines import pictures, sampling
 from training import companions, guidance
 from training.components import ConfigError
 from training.sampler import build_sampler
@@ -137,7 +137,7 @@ def test_killed_job_goes_on_and_ends_with_the_same_files(tmp_path, monkeypatch):
 
     for where, name, replacement in (
         (sampling.Chunks, "write", killed),
-        (sampling, "grid", lambda *_, **__: killed(None, 2)),
+        (pictures, "grid", lambda *_, **__: killed(None, 2)),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(where, name, replacement)

@@ -1,6 +1,7 @@
 """The stages of unCLIP as one: trained in order, resumed, asked, measured, refused."""
 
 import contextlib
+import functools
 import json
 import logging
 import shutil
@@ -13,10 +14,10 @@ from PIL import Image
 import evaluation.stack
 from configs import unclip_shapes
 from evaluation.caption_accuracy import caption_accuracy
-from pipelines import generate
+from pipelines import generate, text_to_image
 from pipelines import stack as stacks
 from pipelines.text_to_image import TextToImage
-from training import loop, stack, tasks, tokens
+from training import loop, mesh, stack, tasks, tokens
 from training.components import ConfigError
 from training.config import freeze
 from training.contract import EmbeddingContract
@@ -44,8 +45,18 @@ def tiny(tmp_path):
     return config
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Programs for one of the eight devices compile in half the time; there are a dozen here."""
+    make = functools.partial(make_mesh, devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (mesh, text_to_image):
+            patch.setattr(module, "make_mesh", make)
+        yield
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, one_device):
     """(config, root) of a stack whose stages are all trained."""
     root = tmp_path_factory.mktemp("stack")
     config = tiny(root)
@@ -124,8 +135,8 @@ def test_records_and_the_frozen_clip_give_the_same_loss(trained, tmp_path, name)
         with contextlib.closing(loop.make_loader(stage, source, spec, tokenizer)) as loader:
             batch = next(loader)
         assert ("image_embedding" in spec) == (embeddings == "records")
-        mesh = make_mesh()
-        frozen = {key: teacher.load(mesh) for key, teacher in task.teachers.items()}
+        devices = mesh.make_mesh()
+        frozen = {key: teacher.load(devices) for key, teacher in task.teachers.items()}
         params = task.init(jax.random.key(0))
         loss = jax.jit(task.loss)(params, task.init_state() | frozen, batch, jax.random.key(1))[0]
         losses[embeddings] = float(loss)

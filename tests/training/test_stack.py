@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import shapes_clip, unclip_shapes
+from configs import unclip_shapes
 from training import command_line, stack
 from training.components import ConfigError
 from training.config import flatten, freeze, load, save
@@ -81,7 +81,7 @@ def test_records_and_the_frozen_clip_are_two_sources_of_the_same_stage(config, t
     from_records = stack.stages(config, tmp_path)["prior"]
     config.embeddings = "step"
     in_step = stack.stages(config, tmp_path)["prior"]
-    data = shapes_clip.get_config("smoke").data
+    data = config.stages.clip.data
     assert from_records.data.source == f"records(path='{tmp_path}/clip/embeddings', split='train')"
     assert in_step.data.source == data.source
     assert in_step.data.tokenizer == f"file(path='{tmp_path}/clip/tokenizer.json')"

@@ -282,7 +282,7 @@ def test_guidance_moves_away_from_neither_embedding_nor_caption(task, params, ba
 def test_features_of_clip_in_place_of_tokens(make, batch):
     task = make("decoder(size=8)", **FEATURES)
     params = random_params(task)
-    loss, _ = jax.jit(task.loss)(params, {}, batch, KEY)
+    loss, (metrics, _) = jax.jit(task.loss)(params, {}, batch, KEY)
     assert np.isfinite(loss)
     # The network has a learned variance.
     assert metrics["vlb_bits"] > 0
