@@ -254,13 +254,12 @@ class Embeddings:
         fields = tuple(fields) or tuple(self.shapes)
         if not self._clip:
             return _joined(_examples(self.config, fields, count, split))
-        self._clip.check_config(self.config)
         own = [name for name in fields if name not in FIELDS]
         made = [name for name in fields if name in FIELDS]
         asked = list(dict.fromkeys([*self._clip.sources, *own]))
         # It may be first needed while a program is traced.
         with jax.ensure_compile_time_eval():
-            clip = self._clip.load_encoder()
+            clip = self._encoder
             return _joined(
                 clip.fields(made, part.get("image"), part.get("tokens"))
                 | {name: part[name] for name in own}
