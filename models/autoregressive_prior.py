@@ -27,17 +27,8 @@ class AutoregressivePriorConfig(CaptionSettings):
     Fields that cannot go together raise ValueError.
     """
 
-    embedding_dim: int = 1024
-    text_dim: int = 1024
-    context_length: int = 256
     components: int = 319
     buckets: int = 1024
-    width: int = 2048
-    depth: int = 24
-    num_heads: int = 32
-    null_text: bool = True
-    remat: bool = False
-    dtype: str = "float32"
 
     @property
     def prefix(self) -> int:
@@ -50,7 +41,7 @@ class AutoregressivePriorConfig(CaptionSettings):
         return self.prefix + self.components - 1
 
     def __post_init__(self):
-        self._check_caption()
+        super().__post_init__()
         self._positive("components")
         few = self.components <= self.embedding_dim
         self._require("components", few, f"must be at most embedding_dim={self.embedding_dim}")

@@ -1,5 +1,6 @@
 """A caption as the first tokens of a prior's sequence, and what stands for no caption."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -18,14 +19,21 @@ NO_TEXT = "no_text"
 NO_IMAGE = "no_image"
 
 
+@dataclasses.dataclass(frozen=True)
 class CaptionSettings(Settings):
-    """Base of the settings of networks that read a caption.
+    """Fields of all networks that read a caption; their defaults are DALL-E 2's."""
 
-    Fields: embedding_dim, text_dim, context_length, width, depth, num_heads, null_text, remat,
-    dtype.
-    """
+    embedding_dim: int = 1024
+    text_dim: int = 1024
+    context_length: int = 256
+    width: int = 2048
+    depth: int = 24
+    num_heads: int = 32
+    null_text: bool = True
+    remat: bool = False
+    dtype: str = "float32"
 
-    def _check_caption(self) -> None:
+    def __post_init__(self) -> None:
         self._choose("dtype", ("float32", "bfloat16"))
         self._positive("embedding_dim", "text_dim", "context_length", "width", "depth")
         self._positive("num_heads")

@@ -21,19 +21,6 @@ class PriorConfig(CaptionSettings):
     Fields that cannot go together raise ValueError.
     """
 
-    embedding_dim: int = 1024
-    text_dim: int = 1024
-    context_length: int = 256
-    width: int = 2048
-    depth: int = 24
-    num_heads: int = 32
-    null_text: bool = True
-    remat: bool = False
-    dtype: str = "float32"
-
-    def __post_init__(self):
-        self._check_caption()
-
 
 class Prior(nnx.Module):
     """A causal transformer over [text tokens, text embedding, time, noisy image embedding, query].
