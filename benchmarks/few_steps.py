@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 
 import diffusion
 from evaluation.class_accuracy import ClassAccuracy
+from evaluation.metrics import frechet_distance
 from training import checkpoints, command_line, components, tasks
 from training.config import freeze
 from training.mesh import make_mesh
@@ -235,7 +236,7 @@ class Judge:
 
     def __call__(self, images: Pixels, labels: np.ndarray) -> dict[str, float]:
         """The numbers of a cell."""
-        values = {"distance": frechet(features(images), features(self.train))}
+        values = {"distance": frechet_distance(features(images), features(self.train)).distance}
         if self.accuracy is not None:
             values["accuracy"] = self.accuracy(images, labels, self.config)["accuracy"]
         return values
@@ -249,18 +250,6 @@ class Judge:
 def features(images: Pixels) -> Float[np.ndarray, "count pixels"]:
     """Pixels in [-1, 1] as vectors."""
     return images.reshape(len(images), -1) / 127.5 - 1.0
-
-
-def frechet(first: Float[np.ndarray, "m dim"], second: Float[np.ndarray, "n dim"]) -> float:
-    """|mean1 - mean2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two samples (Heusel et al. 2017)."""
-    means = first.mean(0), second.mean(0)
-    covariances = [np.cov(x, rowvar=False) for x in (first, second)]
-    values, vectors = np.linalg.eigh(covariances[0])
-    root = vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
-    # The eigenvalues of C1 C2 are those of the symmetric root C2 root.
-    cross = np.linalg.eigvalsh(root @ covariances[1] @ root)
-    trace = sum(np.trace(c) for c in covariances) - 2.0 * np.sqrt(np.maximum(cross, 0.0)).sum()
-    return float(np.sum((means[0] - means[1]) ** 2) + trace)
 
 
 def table(result: Mapping[str, Any]) -> str:

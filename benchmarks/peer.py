@@ -45,9 +45,18 @@ class PeerError(RuntimeError):
 
 
 class Peer:
-    """The other program, with one job; a context manager, and a call of it is one timed step."""
+    """The other program, with one job; a context manager, and a call of it is one timed step.
 
-    def __init__(self, python: str, job: Mapping[str, Any], program: Path = PROGRAM):
+    `about` is what it said of itself at the start, `last` all that it said of its last step.
+    """
+
+    def __init__(
+        self,
+        python: str,
+        job: Mapping[str, Any],
+        program: Path = PROGRAM,
+        package: str = "diffusers",
+    ):
         before = time.perf_counter()
         try:
             self._process = subprocess.Popen(
@@ -55,7 +64,7 @@ class Peer:
             )
         except OSError as error:
             raise PeerError(f"--peer-python={python} does not start: {error.strerror}") from error
-        self._python, self.peak_bytes = python, 0
+        self._python, self._package, self.peak_bytes, self.last = python, package, 0, {}
         try:
             self.about = self._ask(json.dumps(job))
         except PeerError:
@@ -71,9 +80,9 @@ class Peer:
 
     def __call__(self) -> float:
         """Seconds of one step."""
-        answer = self._ask('"step"')
-        self.peak_bytes = answer["peak_bytes"]
-        return answer["seconds"]
+        self.last = self._ask('"step"')
+        self.peak_bytes = self.last["peak_bytes"]
+        return self.last["seconds"]
 
     def close(self) -> None:
         """Ends the process by ending its input."""
@@ -92,10 +101,10 @@ class Peer:
         message = answer["error"]
         if message.startswith("ModuleNotFoundError"):
             message += (
-                f" in {self._python}; install torch and diffusers there, or name an interpreter "
-                "that has them: --peer-python=/path/to/python"
+                f" in {self._python}; install torch and {self._package} there, or name an "
+                "interpreter that has them: --peer-python=/path/to/python"
             )
-        raise PeerError(f"--against=diffusers: {message}")
+        raise PeerError(f"--against={self._package}: {message}")
 
 
 def interleave(

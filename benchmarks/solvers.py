@@ -27,7 +27,8 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 import diffusion
-from benchmarks.few_steps import Judge, features, frechet
+from benchmarks.few_steps import Judge, features
+from evaluation.metrics import frechet_distance
 from training import checkpoints, tasks
 from training.components import build
 from training.config import freeze
@@ -143,7 +144,7 @@ class Run:
     def distance(self, images: np.ndarray) -> float:
         """Of samples in [-1, 1] to the training images."""
         images = np.asarray(diffusion.to_uint8(images))
-        return frechet(features(images), self.real)
+        return frechet_distance(features(images), self.real).distance
 
 
 def tables(result: dict[str, Any]) -> str:
