@@ -40,6 +40,17 @@ class Table(nnx.Module):
         self.embedding = normal((rows, width), std)
 
 
+class LayerScale(nnx.Module):
+    """Each channel of a residual branch times a number (Touvron et al., 2021)."""
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Tokens) -> Tokens:
+        """Of the type of x."""
+        return x * self.scale[...].astype(x.dtype)
+
+
 class Attention(nnx.Module):
     """Self-attention; the output axis of `qkv` is (q | k | v, head, channel)."""
 
@@ -68,6 +79,8 @@ class Block(nnx.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)); drawn as CLIP's (Radford et al., 2021).
 
     depth: of the whole transformer; layers that end a residual branch start smaller with it.
+    eps: of the norms.
+    layer_scale: `LayerScale` at the end of both branches, as in DINOv2.
     """
 
     def __init__(
@@ -81,9 +94,13 @@ class Block(nnx.Module):
         activation: str,
         implementation: str,
         dtype: str,
+        eps: float = 1e-5,
+        layer_scale: bool = False,
     ):
         self.activation = activation
-        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
+        self.norm1, self.norm2 = LayerNorm(width, eps), LayerNorm(width, eps)
+        self.scale1 = LayerScale(width) if layer_scale else None
+        self.scale2 = LayerScale(width) if layer_scale else None
         self.attention = Attention(
             width,
             heads=heads,
@@ -97,9 +114,10 @@ class Block(nnx.Module):
 
     def __call__(self, x: Tokens) -> Tokens:
         """The residual stream is of the type of x."""
-        x = x + self.attention(self.norm1(x))
-        hidden = ACTIVATIONS[self.activation](self.mlp1(self.norm2(x)))
-        return x + self.mlp2(hidden)
+        branch = self.attention(self.norm1(x))
+        x = x + (self.scale1(branch) if self.scale1 else branch)
+        branch = self.mlp2(ACTIVATIONS[self.activation](self.mlp1(self.norm2(x))))
+        return x + (self.scale2(branch) if self.scale2 else branch)
 
 
 def linear(inputs: int, outputs: int, std: float, dtype: str, use_bias: bool = True) -> Linear:

@@ -54,10 +54,10 @@ class AttentionPool(nnx.Module):
         self.qkv = Linear(width, 3 * width, parts=3, **exact)
         self.projection = Linear(width, config.out_channels, **exact)
 
-    def __call__(
+    def pooled(
         self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch outputs"]:
-        """The mean is token 0."""
+    ) -> Float[Array, "batch channels"]:
+        """The mean is token 0; what it attends to is the vector, before the last layer."""
         batch, *_, channels = x.shape
         tokens = x.reshape(batch, -1, channels)
         tokens = jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)
@@ -65,7 +65,7 @@ class AttentionPool(nnx.Module):
         qkv = qkv.reshape(batch, -1, 3, self.heads, channels // self.heads)
         # Only the first query's answer is wanted.
         out = attend(qkv[:, :1, 0], qkv[:, :, 1], qkv[:, :, 2], implementation="xla")
-        return self.projection(out.reshape(batch, channels))
+        return out.reshape(batch, channels)
 
 
 class UNetEncoder(nnx.Module):
@@ -108,8 +108,15 @@ class UNetEncoder(nnx.Module):
         condition: None = None,
         *,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch outputs"]:
-        """Logits, float32. time and rngs: as of `models.unet.UNet`."""
+        features: bool = False,
+    ) -> (
+        Float[Array, "batch outputs"]
+        | tuple[Float[Array, "batch outputs"], Float[Array, "batch width"]]
+    ):
+        """Logits, float32. time and rngs: as of `models.unet.UNet`.
+
+        features: (logits, what the last layer is given of the image) instead.
+        """
         config = self.config
         embedding = sinusoidal(time, config.channels, config.time_embedding)
         embedding = self.time2(jax.nn.silu(self.time1(embedding)))
@@ -127,7 +134,11 @@ class UNetEncoder(nnx.Module):
         for block in self.middle:
             h = run(block, h)
         h = jax.nn.silu(self.norm_out(h.astype(jnp.float32)))
-        return self.pool(h if config.pool == "attention" else h.mean((1, 2)))
+        if config.pool == "attention":
+            vector, last = self.pool.pooled(h), self.pool.projection
+        else:
+            vector, last = h.mean((1, 2)), self.pool
+        return (last(vector), vector) if features else last(vector)
 
 
 def make_unet_encoder(config: UNetEncoderConfig) -> Network:

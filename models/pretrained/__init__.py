@@ -1,1 +1,1 @@
-"""Published weights, read from safetensors files into the networks of this package."""
+"""Published weights, read from .safetensors and .pth files into the networks of this package."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from models.clip import CLIPConfig, make_clip, make_text_tower
 from models.functional import Params
-from models.pretrained.convert import Names, fill
+from models.pretrained.convert import Names, fill, stack_layers
 from models.pretrained.diffusers import require
 
 _TEXT = {
@@ -163,7 +163,8 @@ def clip_from_transformers(tensors: Mapping[str, np.ndarray], config: CLIPConfig
         ("image", _IMAGE, "vision_model", config.image_depth),
         ("text", _TEXT, "text_model", config.text_depth),
     ):
-        names |= _tower(tensors, f"{tower}/", parts, f"{where}.", depth)
+        tensors = _stacked(tensors, f"{where}.", depth)
+        names |= _tower(f"{tower}/", parts, f"{where}.")
     patches = "vision_model.embeddings.patch_embedding.weight"
     if patches in tensors:
         # (out, channel, row, column) of a convolution to a dense layer over (row, column, channel).
@@ -185,8 +186,8 @@ def text_tower_from_transformers(tensors: Mapping[str, np.ndarray], config: CLIP
         for name, tensor in _without_ids(tensors).items()
         if name != "text_projection.weight"
     }
-    names = _tower(tensors, "", _TEXT, "", config.text_depth)
-    return fill(make_text_tower(config), tensors, names)
+    tensors = _stacked(tensors, "", config.text_depth)
+    return fill(make_text_tower(config), tensors, _tower("", _TEXT, ""))
 
 
 def clip_from_openai(tensors: Mapping[str, np.ndarray], config: CLIPConfig) -> Params:
@@ -213,23 +214,13 @@ def _without_ids(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
 
 
-def _tower(
-    tensors: dict[str, np.ndarray],
-    ours: str,
-    parts: Mapping[str, str],
-    theirs: str,
-    depth: int,
-) -> Names:
-    """Names of a tower; in `tensors` its layers are put together along an axis of depth."""
-    layers = f"{theirs}encoder.layers."
-    for name in [name for name in tensors if name.startswith(f"{layers}0.")]:
-        rest = name.removeprefix(f"{layers}0.")
-        keys = [f"{layers}{index}.{rest}" for index in range(depth)]
-        if all(key in tensors for key in keys):
-            # Where the window of a convolution would stand, so that it comes first in our layout.
-            axis = -1 if tensors[name].ndim == 2 else 0
-            stacked = np.stack([tensors.pop(key) for key in keys], axis)
-            tensors[f"{theirs}layers.{rest}"] = stacked
+def _stacked(tensors: Mapping[str, np.ndarray], theirs: str, depth: int) -> dict[str, np.ndarray]:
+    """The layers of a tower put together along an axis of depth."""
+    return stack_layers(tensors, f"{theirs}encoder.layers.", f"{theirs}layers.", depth)
+
+
+def _tower(ours: str, parts: Mapping[str, str], theirs: str) -> Names:
+    """Names of a tower, after `_stacked`."""
     names = {f"{ours}{name}".rstrip("/"): f"{theirs}{there}" for name, there in parts.items()}
     for name, there in _BLOCK.items():
         there = (there,) if isinstance(there, str) else there

@@ -32,6 +32,9 @@ _LEAVES = {
     "query": "prd_embedding",
     # The decoder's.
     "null_image": "learned_classifier_free_guidance_embeddings",
+    # Batch normalization's statistics.
+    "mean": "running_mean",
+    "variance": "running_var",
 }
 
 
@@ -80,6 +83,24 @@ def fill(network: Network, tensors: Mapping[str, np.ndarray], names: Names) -> P
     if problems:
         raise ValueError("the weights do not fit the config:\n  " + "\n  ".join(problems))
     return params
+
+
+def stack_layers(
+    tensors: Mapping[str, np.ndarray], layers: str, stacked: str, depth: int
+) -> dict[str, np.ndarray]:
+    """Tensors `{layers}{index}.name` put together as `{stacked}name` for `models.functional.stack`.
+
+    What is not there for each of the `depth` layers is left as it is.
+    """
+    tensors = dict(tensors)
+    for name in [name for name in tensors if name.startswith(f"{layers}0.")]:
+        rest = name.removeprefix(f"{layers}0.")
+        keys = [f"{layers}{index}.{rest}" for index in range(depth)]
+        if all(key in tensors for key in keys):
+            # Where the window of a convolution would stand, so that it comes first in our layout.
+            axis = -1 if tensors[name].ndim == 2 else 0
+            tensors[f"{stacked}{rest}"] = np.stack([tensors.pop(key) for key in keys], axis)
+    return tensors
 
 
 def _layout(tensor: np.ndarray, kind: str) -> np.ndarray:
