@@ -43,6 +43,20 @@ def to_array(
     return np.asarray(picture).reshape(size, size, channels)
 
 
+def header(data: bytes) -> tuple[str, str, int, int]:
+    """(format, mode, width, height) in Pillow's words of an encoded image, not decoded.
+
+    Raises BadImageError.
+    """
+    if not data:
+        raise BadImageError("the file is empty")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.format or "", image.mode, image.width, image.height
+    except _BROKEN as error:
+        raise BadImageError(str(error) or type(error).__name__) from error
+
+
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Resizes the shorter side to `size` and crops the other about its middle.
 

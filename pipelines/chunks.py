@@ -1,6 +1,10 @@
 """Results of a job row by row, in files of a chunk each, so that a killed job goes on."""
 
 import io
+import logging
+import zipfile
+import zlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -8,6 +12,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from training.files import atomic_write
+
+log = logging.getLogger(__name__)
 
 
 def npz(**arrays: np.ndarray) -> bytes:
@@ -31,11 +37,17 @@ class Chunks:
         return np.arange(k * self.size, (k + 1) * self.size, dtype=np.int32)
 
     def missing(self, count: int) -> list[int]:
-        """Chunks of the first `count` rows that are not stored whole; the same on all processes."""
+        """Chunks of the first `count` rows that are not stored whole; the same on all processes.
+
+        A file that is damaged is set aside, renamed to <file>.damaged, with a warning.
+        """
         there = np.zeros(-(-count // self.size), np.int64)
-        for k, paths in self._stored().items():
-            if k < len(there):
-                there[k] = len(np.unique(_read(paths)["row"]))
+        if jax.process_index() == 0:
+            for path in self.directory.glob("*.npz"):
+                _set_aside_if_damaged(path)
+            for k, paths in self._stored().items():
+                if k < len(there):
+                    there[k] = len(np.unique(_read(paths, only="row")["row"]))
         return np.flatnonzero(multihost_utils.broadcast_one_to_all(there) < self.size).tolist()
 
     def write(self, k: int, row: jax.Array, **arrays: jax.Array) -> None:
@@ -52,12 +64,19 @@ class Chunks:
 
     def read(self, count: int) -> dict[str, np.ndarray]:
         """The first `count` rows in order, of all processes."""
-        stored, parts = self._stored(), []
+        parts = list(self.each(count))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def each(self, count: int) -> Iterator[dict[str, np.ndarray]]:
+        """The first `count` rows in order, of all processes, a chunk at a time."""
+        stored = self._stored()
         for k in range(-(-count // self.size)):
-            arrays = _read(stored[k])
-            _, order = np.unique(arrays.pop("row"), return_index=True)
-            parts.append({name: array[order] for name, array in arrays.items()})
-        return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+            arrays = _in_order(stored[k])
+            yield {name: array[: count - k * self.size] for name, array in arrays.items()}
+
+    def read_chunk(self, k: int) -> dict[str, np.ndarray]:
+        """The rows of chunk k in order, of all processes."""
+        return _in_order(sorted(self.directory.glob(f"{k:06d}.*.npz")))
 
     def _stored(self) -> dict[int, list[epath.Path]]:
         stored: dict[int, list[epath.Path]] = {}
@@ -66,6 +85,28 @@ class Chunks:
         return stored
 
 
-def _read(paths: list[epath.Path]) -> dict[str, np.ndarray]:
-    files = [np.load(io.BytesIO(path.read_bytes())) for path in paths]
-    return {name: np.concatenate([file[name] for file in files]) for name in files[0].files}
+def _in_order(paths: list[epath.Path]) -> dict[str, np.ndarray]:
+    arrays = _read(paths)
+    _, order = np.unique(arrays.pop("row"), return_index=True)
+    return {name: array[order] for name, array in arrays.items()}
+
+
+def _read(paths: list[epath.Path], only: str = "") -> dict[str, np.ndarray]:
+    """Arrays of all files put together, or only one of them, without reading the others."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for path in paths:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            for name in [only] if only else arrays.files:
+                parts.setdefault(name, []).append(arrays[name])
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def _set_aside_if_damaged(path: epath.Path) -> None:
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        bad = error
+    if bad:
+        log.warning("%s is damaged (%s): renamed to %s.damaged, made again", path, bad, path.name)
+        path.replace(path.with_name(f"{path.name}.damaged"))

@@ -94,7 +94,7 @@ def _make(
     missing: Sequence[int],
     clock: Clock,
 ) -> None:
-    progress = Progress(len(missing) * chunks.size, unit="image")
+    progress = Progress(len(missing) * chunks.size, unit="image", every=5.0)
     for done, k in enumerate(missing, start=1):
         # Chunks are of one size: the last one is filled up from the start.
         rows = chunks.rows(k)

@@ -284,7 +284,7 @@ def _measure(
             args = arguments(missing[0])
         with clock("compile"):
             compiled = jax.jit(program, out_shardings=sharding).lower(*args).compile()
-        progress = Progress(len(missing) * chunks.size, unit="image")
+        progress = Progress(len(missing) * chunks.size, unit="image", every=5.0)
         for done, k in enumerate(missing, start=1):
             if done > 1:
                 with clock("data"):

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -38,6 +37,8 @@ from training.workdir import Workdir, provenance
 _TRAINED = ("task", "data.image_size", "data.channels", "model.*", "diffusion.*")
 # Fields of the model that say only how it is computed.
 _COMPUTED = ("model.dtype", "model.attention", "model.remat", "model.dropout")
+# Fields of `config.sample` that a compiled program is given when it runs.
+_GIVEN = ("ema", "seed", "labels", "guidance")
 
 
 def sample(config: Any, directory: str | os.PathLike[str]) -> None:
@@ -49,8 +50,134 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: the config is not that of the run, or there is no such checkpoint.
     """
-    workdir = Workdir(directory)
-    check_trained(workdir, config)
+    samples, count = Samples(config, Workdir(directory)), config.sample.count
+    if finished(samples.out, count):
+        _tell(f"all {count} samples are there already: {samples.out / 'grid.png'}")
+        return
+    drawn = samples.draw(count)
+    if jax.process_index() == 0:
+        info = samples.what | drawn | {"count": count, "provenance": provenance()}
+        _store(samples, count, info)
+    multihost_utils.sync_global_devices("merged")
+    _tell(os.fspath(samples.out / "grid.png"))
+
+
+class Samples:
+    """The samples of one setting of `config.sample`: what they are, where, and how they are drawn.
+
+    Attributes:
+        what: all that decides which image an index gives, as JSON values.
+        out: their directory.
+        chunks: their rows, 'images' and 'labels', as far as they are drawn.
+        labelled: whether a label means anything.
+
+    Args:
+        config: of the run, with the setting.
+        workdir: of the run.
+        programs: compiled programs by what they depend on, to share between settings that differ in
+            checkpoint, average, seed or the numbers of a guidance alone.
+
+    Raises:
+        ConfigError: the config is not that of the run, or its task draws no images.
+    """
+
+    def __init__(self, config: Any, workdir: Workdir, programs: dict[Any, Any] | None = None):
+        check_trained(workdir, config)
+        self.config, self.workdir = config, workdir
+        self.task = _images_task(config)
+        self.mesh = make_mesh(**config.mesh)
+        others = companions.restore(config, workdir, self.mesh)
+        self.sampler = build_sampler(config, self.task, others)
+        self.labelled = self.sampler.num_classes > 0
+        self._programs = {} if programs is None else programs
+        size = chunk_size(config.sample.batch_size, self.mesh)
+        step = checkpoints.which(workdir.checkpoints, config.sample.checkpoint)
+        what = _identity(config, step, size)
+        if is_posthoc(config.sample.ema):
+            what["snapshots"] = checkpoints.snapshots(workdir.checkpoints, step)
+        if any(others):
+            what["companions"] = [other and other.identity for other in others]
+        if hasattr(self.task, "sample_condition"):
+            what["told"] = {"task": config.task, "source": config.data.source}
+        self.what, self.out = what, workdir.samples / _name(what)
+        self.chunks = Chunks(self.out / "chunks", size)
+
+    def draw(self, count: int) -> dict[str, Any]:
+        """Draw what is missing of the first `count` samples, and say what that took.
+
+        Raises:
+            ConfigError: something is missing, and its checkpoint is not there.
+        """
+        clock, made = Clock(), 0
+        if missing := self.chunks.missing(count):
+            self._draw(missing, clock)
+            made = len(missing) * self.chunks.size
+        multihost_utils.sync_global_devices("sampled")
+        split = clock.totals()
+        return {
+            "network_calls_per_image": self.sampler.calls_per_image,
+            "made_by_this_start": made,
+            "seconds": split,
+            "images_per_second": rate(made, split) if made else None,
+        }
+
+    def _draw(self, missing: list[int], clock: Clock) -> None:
+        config, chunks, sampler = self.config, self.chunks, self.sampler
+        params, _ = checkpoints.restore_for_sampling(
+            self.workdir.checkpoints,
+            config.sample.ema,
+            self.task.init,
+            self.mesh,
+            self.what["checkpoint"],
+            averages=self.workdir.read_config().ema,
+        )
+        inputs, rows = sampler.inputs(params), batch_sharding(self.mesh)
+        told_of = getattr(self.task, "sample_condition", lambda indices: {})
+
+        def arguments(k: int):
+            indices = chunks.rows(k)
+            labels = sample_labels(config.sample.labels, sampler.num_classes, indices)
+            placed = jax.device_put((indices, labels, told_of(indices)), rows)
+            return params, inputs, np.uint32(config.sample.seed), *placed
+
+        with clock("compile"):
+            program = self._program(arguments(missing[0]), rows)
+        progress = Progress(len(missing) * chunks.size, unit="image", every=5.0)
+        for done, k in enumerate(missing, start=1):
+            with clock("step"):
+                args = arguments(k)
+                images = jax.block_until_ready(program(*args))
+            with clock("write"):
+                chunks.write(k, args[-3], images=images, labels=args[-2])
+            made = done * chunks.size
+            progress.log(made, {"images/s": rate(made, clock.totals())})
+        progress.close()
+
+    def _program(self, arguments: tuple[Any, ...], rows: Any) -> Callable[..., Any]:
+        """The compiled sampler; that of another setting if only what it is given differs."""
+        settings = {k: v for k, v in self.what["sample"].items() if k not in _GIVEN}
+        fixed = {k: v for k, v in self.what.items() if k not in ("checkpoint", "snapshots")}
+        # Guidances stand in the structure of the inputs, but for their numbers.
+        key = json.dumps(fixed | {"sample": settings}), jax.tree.structure(arguments)
+        if key not in self._programs:
+
+            def draw(params, inputs, seed, indices, labels, told):
+                images = self.sampler.draw(
+                    params, inputs, jax.random.key(seed), indices, labels, told
+                )
+                return to_uint8(images)
+
+            lowered = jax.jit(draw, out_shardings=rows).lower(*arguments)
+            self._programs[key] = lowered.compile()
+        return self._programs[key]
+
+
+def _images_task(config: Any) -> Any:
+    """The task of a run whose samples are images.
+
+    Raises:
+        ConfigError: they are something else, or it has none.
+    """
     if config.data.field != "image":
         raise ConfigError(
             f"config.data.field = {config.data.field!r}: samples of this run are latents, and the "
@@ -71,50 +198,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
             f"config.task = {config.task!r}: draws embeddings, no images; --mode=evaluate "
             "measures them (config.evaluate.metrics = ('prior_quality',))"
         )
-    mesh = make_mesh(**config.mesh)
-    others = companions.restore(config, workdir, mesh)
-    sampler = build_sampler(config, task, others)
-    params, step = checkpoints.restore_for_sampling(
-        workdir.checkpoints,
-        config.sample.ema,
-        task.init,
-        mesh,
-        config.sample.checkpoint,
-        averages=workdir.read_config().ema,
-    )
-    count, size = config.sample.count, chunk_size(config.sample.batch_size, mesh)
-    what = _identity(config, step, size)
-    if is_posthoc(config.sample.ema):
-        what["snapshots"] = checkpoints.snapshots(workdir.checkpoints, step)
-    if any(others):
-        what["companions"] = [other and other.identity for other in others]
-    if hasattr(task, "sample_condition"):
-        what["told"] = {"task": config.task, "source": config.data.source}
-    out = workdir.samples / _name(what)
-    if finished(out, count):
-        _tell(f"all {count} samples are there already: {out / 'grid.png'}")
-        return
-
-    clock, chunks = Clock(), Chunks(out / "chunks", size)
-    missing = chunks.missing(count)
-    if missing:
-        _make_chunks(config, task, sampler, params, mesh, chunks, missing, clock)
-    multihost_utils.sync_global_devices("sampled")
-    if jax.process_index() == 0:
-        split = clock.totals()
-        info = what | {
-            "count": count,
-            "network_calls_per_image": sampler.calls_per_image,
-            "made_by_this_start": len(missing) * size,
-            "seconds": split,
-            "images_per_second": rate(len(missing) * size, split) if missing else None,
-            "provenance": provenance(),
-        }
-        _store(
-            out, chunks.read(count), sampler.num_classes > 0, info, getattr(task, "beside", None)
-        )
-    multihost_utils.sync_global_devices("merged")
-    _tell(os.fspath(out / "grid.png"))
+    return task
 
 
 def _tell(text: str) -> None:
@@ -170,47 +254,12 @@ def _name(what: dict[str, Any]) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_") for part in parts)
 
 
-def _make_chunks(config, task, sampler, params, mesh, chunks, missing, clock) -> None:
-    rows = batch_sharding(mesh)
-    told_of = getattr(task, "sample_condition", lambda indices: {})
-
-    def draw(params, inputs, seed, indices, labels, told):
-        images = sampler.draw(params, inputs, jax.random.key(seed), indices, labels, told)
-        return to_uint8(images)
-
-    inputs = sampler.inputs(params)
-
-    def arguments(k: int):
-        indices = chunks.rows(k)
-        labels = sample_labels(config.sample.labels, sampler.num_classes, indices)
-        placed = jax.device_put((indices, labels, told_of(indices)), rows)
-        return params, inputs, np.uint32(config.sample.seed), *placed
-
-    with clock("compile"):
-        program = jax.jit(draw, out_shardings=rows).lower(*arguments(missing[0])).compile()
-    progress = Progress(len(missing) * chunks.size, unit="image")
-    for done, k in enumerate(missing, start=1):
-        with clock("step"):
-            args = arguments(k)
-            images = jax.block_until_ready(program(*args))
-        with clock("write"):
-            chunks.write(k, args[-3], images=images, labels=args[-2])
-        made = done * chunks.size
-        progress.log(made, {"images/s": rate(made, clock.totals())})
-    progress.close()
-
-
-def _store(
-    out: epath.Path,
-    rows: dict[str, np.ndarray],
-    labelled: bool,
-    info: dict[str, Any],
-    beside: Callable[[np.ndarray, np.ndarray], np.ndarray] | None,
-) -> None:
+def _store(samples: Samples, count: int, info: dict[str, Any]) -> None:
+    rows = samples.chunks.read(count)
     images, labels = rows["images"], rows["labels"]
-    arrays = {"arr_0": images} | ({"arr_1": labels} if labelled else {})
-    texts = [str(label) for label in labels] if labelled else None
+    arrays = {"arr_0": images} | ({"arr_1": labels} if samples.labelled else {})
+    texts = [str(label) for label in labels] if samples.labelled else None
     shown = images[:GRID_IMAGES]
-    if beside is not None:
+    if (beside := getattr(samples.task, "beside", None)) is not None:
         shown = beside(shown, np.arange(len(shown), dtype=np.int32))
-    store(out, arrays, info, texts, shown)
+    store(samples.out, arrays, info, texts, shown)

@@ -116,6 +116,19 @@ def steps(directory: epath.PathLike) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(directory.resolve()))
 
 
+def which(directory: epath.PathLike, step: int = -1) -> int:
+    """The step that `step` means: itself, or for -1 that of the newest checkpoint.
+
+    Raises:
+        ConfigError: the newest is asked for, and there is none.
+    """
+    if step != -1:
+        return step
+    if there := steps(directory):
+        return there[-1]
+    raise ConfigError(f"{directory}: no complete checkpoint; train first (--mode=train)")
+
+
 def restore_params(
     directory: epath.PathLike,
     name: str,
@@ -137,15 +150,11 @@ def restore_params(
         (parameters, step).
     """
     directory = epath.Path(directory)
-    there = steps(directory)
-    if not there:
-        raise ConfigError(f"{directory}: no complete checkpoint; train first (--mode=train)")
-    if step == -1:
-        step = there[-1]
+    step, there = which(directory, step), steps(directory)
     if step not in there:
         raise ConfigError(
             f"config.sample.checkpoint: no checkpoint of step {step} in {directory}; there are "
-            f"{', '.join(map(str, there))} (-1 takes the newest)"
+            f"{', '.join(map(str, there)) or 'none'} (-1 takes the newest)"
         )
     if posthoc.is_posthoc(name):
         return _reconstruct(directory, name, abstract, step, averages or ConfigDict()), step

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import io
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -90,12 +91,19 @@ class Progress:
         done: units that earlier starts did.
         unit: what is counted.
         stream: where to; a file gets whole lines without control characters.
+        every: seconds between two lines at the least; the first and the last always come.
     """
 
     def __init__(
-        self, total: int, done: int = 0, unit: str = "step", stream: io.TextIOBase | None = None
+        self,
+        total: int,
+        done: int = 0,
+        unit: str = "step",
+        stream: io.TextIOBase | None = None,
+        every: float = 0.0,
     ):
-        self._total, self._unit = total, unit
+        self._total, self._unit, self._every = total, unit, every
+        self._last_line = -math.inf
         self._stream = stream or sys.stderr
         self._shown = jax.process_index() == 0
         self._bar: tqdm | None = None
@@ -116,8 +124,10 @@ class Progress:
             self._bar.set_postfix_str("  ".join(shown))
             self.update(done)
             return
-        if not self._shown:
+        now = time.monotonic()
+        if not self._shown or (now - self._last_line < self._every and done < self._total):
             return
+        self._last_line = now
         if eta is not None:
             shown.append(f"eta {datetime.timedelta(seconds=round(eta))}")
         line = "  ".join([f"{self._unit} {done}/{self._total}", *shown])

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from input_pipeline.sources.archive import Archive, open_archive
 from input_pipeline.sources.base import Source
 
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _METADATA = ("metadata.jsonl", "captions.jsonl")
 
 
@@ -31,9 +31,9 @@ class Folder(Source):
             folders = sorted({file.split("/")[0] for file in archive.sizes if "/" in file})
             has = f"it has {', '.join(folders)}" if folders else "it has no folders"
             raise ValueError(f"{name}: there is no file under split {split!r}; {has}")
-        self._images = sorted(file for file in below if file.lower().endswith(_IMAGES))
+        self._images = sorted(file for file in below if file.lower().endswith(IMAGES))
         if not self._images:
-            raise ValueError(f"{name}: no images ({' '.join(_IMAGES)}) among {len(below)} files")
+            raise ValueError(f"{name}: no images ({' '.join(IMAGES)}) among {len(below)} files")
         self._metadata = self._read_metadata()
         self.class_names, self._labels = self._read_classes(classes)
         uncaptioned = (file for file in self._images if not self._has_caption(file))

@@ -52,10 +52,11 @@ def fakes(monkeypatch):
     """A task of one parameter, and a checkpoint of step 70 that needs no files."""
 
     def restore(directory, name, init, mesh, step, averages):
-        assert (name, step) == ("default", -1)
-        return PARAMS, 70
+        assert (name, step) == ("default", 70)
+        return PARAMS, step
 
     monkeypatch.setattr(sampling.tasks, "TASKS", {"diffusion": make_task})
+    monkeypatch.setattr(sampling.checkpoints, "steps", lambda directory: [70])
     monkeypatch.setattr(sampling.checkpoints, "restore_for_sampling", restore)
 
 
@@ -160,7 +161,7 @@ def test_what_was_made_is_not_made_again(tmp_path, capsys, monkeypatch):
     assert files(out).items() >= {k: v for k, v in before.items() if k[0] == "0"}.items()
     assert len(np.load(out / "samples.npz")["arr_0"]) == 30
 
-    monkeypatch.setattr(sampling, "_make_chunks", None)
+    monkeypatch.setattr(sampling.Samples, "_draw", None)
     config.sample.count = 11
     sampling.sample(config, tmp_path)
     assert {k: v for k, v in files(out).items() if "chunks" not in k} == {
