@@ -4,6 +4,8 @@
     python main.py --config=configs/digits.py:smoke --workdir=runs/smoke --config.train.steps=5
     python main.py --mode=sample --workdir=runs/digits --config.sample.count=1000
     python main.py --mode=evaluate --workdir=runs/digits
+    python main.py --mode=follow --workdir=runs/digits --config.evaluate.count=1000
+    python main.py --mode=report --workdir=runs/digits
     python main.py --mode=likelihood --workdir=runs/digits
     python main.py --mode=convert --config=configs/cifar10_ddpm.py --workdir=data/cifar10
     python main.py --mode=embed --workdir=runs/shapes_clip
@@ -43,6 +45,8 @@ MODES = {
     "train": "training.loop:train",
     "sample": "pipelines.sampling:sample",
     "evaluate": "evaluation.job:evaluate",
+    "follow": "evaluation.follow:follow",
+    "report": "evaluation.report:report",
     "likelihood": "pipelines.likelihood:likelihood",
     "convert": "pipelines.convert:convert",
     "embed": "pipelines.embed:embed",
@@ -57,6 +61,7 @@ STACK_MODES = {
     "train": "pipelines.stack:train",
     "generate": "pipelines.generate:generate",
     "evaluate": "evaluation.stack:evaluate",
+    "report": "evaluation.report:report",
     "inspect": "pipelines.stack_summary:inspect",
 }
 
@@ -155,7 +160,7 @@ def main(config: FrozenConfigDict) -> None:
         check_stack(config)
     else:
         components.check(config)
-    if FLAGS.mode in ("train", "sample", "generate") or stacked:
+    if FLAGS.mode in ("train", "sample", "generate", "evaluate", "follow") or stacked:
         # For their large programs; the other modes compute little.
         importlib.import_module("training.allocator").keep_freed_memory()
     module, function = (STACK_MODES if stacked else MODES)[FLAGS.mode].split(":")

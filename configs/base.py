@@ -231,9 +231,35 @@ def get_config(variant: str = "") -> ConfigDict:
     embed.statistics = 10_000
 
     config.evaluate = evaluate = ConfigDict()
-    # Lines of `evaluation.METRICS`, each run over the samples of the work directory, or over real
-    # data where a metric is one of the model.
+    # Lines of `evaluation.METRICS`, each run over samples, or over real data where a metric is one
+    # of the model. Protocols of FID and its kin: 'adm', 'edm', 'clean', ... (docs/evaluation.md).
     evaluate.metrics = ()
+    # Samples that are drawn and measured of each setting below; 0: none are drawn, the newest that
+    # `--mode=sample` made are measured.
+    evaluate.count = 0
+    # Settings: all combinations of these. Of each, () is what config.sample says. A guidance is a
+    # string as in sample.guidance, several are joined by ' + ', and '' is none.
+    evaluate.checkpoints = ()
+    evaluate.emas = ()
+    evaluate.solvers = ()
+    evaluate.steps = ()
+    evaluate.guidances = ()
+    evaluate.seeds = ()
+    # All checkpoints that the run has, in place of a list of their steps.
+    evaluate.every_checkpoint = False
+    # Images made by anyone, a folder or an .npz with arr_0: they are measured and nothing is drawn.
+    evaluate.images = ""
+    # What samples are compared with: '', data.source; another line of `input_pipeline.SOURCES`; a
+    # folder or .npz of images; or a file of statistics (docs/references.md).
+    evaluate.reference = ""
+    # Directory with the weights of feature networks; '': they are fetched once into the cache.
+    evaluate.weights = ""
+    # Images that a feature network sees at a time.
+    evaluate.batch_size = 64
+    # `--mode=follow`: seconds between looks for a new checkpoint, and without one before it gives
+    # up (0: never).
+    evaluate.poll = 30.0
+    evaluate.patience = 0.0
 
     # `--mode=likelihood`: bits/dim of real images under the model, with their true labels.
     config.likelihood = likelihood = ConfigDict()

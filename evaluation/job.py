@@ -1,51 +1,56 @@
-"""The evaluation job: `python main.py --mode=evaluate`. Metrics over a directory of samples."""
+"""The evaluation job, `python main.py --mode=evaluate`: metrics of a run, or of any images."""
 
+import functools
 import hashlib
-import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
-from evaluation import METRICS
+import input_pipeline
+from evaluation import METRICS, candidates, features, image_files, reference_files, references
+from evaluation.extractors import Extractor
+from evaluation.image_sets import Drawn, Given, ImageSet, Stored
+from evaluation.protocols import Protocol
+from evaluation.references import Reference
+from evaluation.rows import run_metrics
 from training import checkpoints, components, contract, encoder, tasks
+from training.clock import Clock
 from training.components import ConfigError
-from training.files import atomic_write
 from training.mesh import make_mesh
-from training.workdir import Workdir, provenance
+from training.workdir import Workdir
 
+_FIELD = "config.evaluate.metrics"
 # Fields of config.sample that what a model draws depends on.
 _SAMPLED = ("ema", "solver", "grid", "steps", "last_step", "clip", "eps_after_clip", "guidance")
 
 
 def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
-    """Run every metric of `config.evaluate.metrics` on a run.
+    """Run every metric of `config.evaluate.metrics` on a run, or on images made by anyone.
 
-    Most are of samples, the newest finished ones. Those that need the model get its encoder, at
+    Most are of samples: those of all settings in `config.evaluate`, drawn as far as they are
+    missing, or the newest finished ones. Those that need the model get its encoder, at
     `config.sample.checkpoint` with the parameters of `config.sample.ema`.
 
     Each adds one row to <workdir>/evaluation/<metric>.jsonl: the metric as written in the config,
-    its values, which samples (name and checksum) with all that is known of how they were made, or
-    which parameters, and what computed it. A row that is there for the same metric and the same
-    samples or parameters is not computed again, so the job can be started as often as one likes.
+    its values, which samples with all that is known of how they were made, or which parameters, and
+    what computed it. A row that is there for the same metric and the same samples or parameters is
+    not computed again, and samples and features are stored chunk by chunk: so the job can be killed
+    at any time and started as often as one likes.
 
     Raises:
-        ConfigError: no metric is named, or there are no samples, or no checkpoint where a metric
-            is of the model.
+        ConfigError: no metric is named, or what one needs is missing; before anything is drawn
+            where that can be told.
     """
     workdir = Workdir(directory)
     if not config.evaluate.metrics:
-        raise ConfigError("config.evaluate.metrics: empty; name at least one, ('class_accuracy',)")
-    metrics = {
-        spec: components.build(METRICS, spec, "config.evaluate.metrics")
-        for spec in config.evaluate.metrics
-    }
-    of = {"encoder": {}, "model": {}, "samples": {}}
+        raise ConfigError(f"{_FIELD}: empty; name at least one, ('class_accuracy',)")
+    candidates.check(config)
+    metrics = {spec: components.build(METRICS, spec, _FIELD) for spec in config.evaluate.metrics}
+    of = {"encoder": {}, "model": {}, "samples": {}, "features": {}}
     for spec, metric in metrics.items():
         of[getattr(metric, "needs", "samples")][spec] = metric
     if of["encoder"]:
@@ -54,36 +59,8 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
         run_metrics(workdir, of["encoder"], about, lambda metric: metric(clip))
     if of["model"]:
         _evaluate_model(config, workdir, of["model"])
-    if of["samples"]:
-        _evaluate_samples(config, workdir, of["samples"])
-
-
-def _evaluate_samples(config: Any, workdir: Workdir, metrics: dict[str, Callable]) -> None:
-    samples = newest_samples(workdir)
-    data = (samples / "samples.npz").read_bytes()
-    about = {"samples": samples.name, "sha256": hashlib.sha256(data).hexdigest()}
-    arrays = np.load(io.BytesIO(data))
-    images, labels = arrays["arr_0"], arrays.get("arr_1")
-    info = json.loads((samples / "info.json").read_text())
-    run = lambda metric: metric(images, labels, config)  # noqa: E731
-    run_metrics(workdir, metrics, about, run, {"info": info})
-    if jax.process_index() == 0:
-        print(os.fspath(samples / "grid.png"), flush=True)
-
-
-def newest_samples(workdir: Workdir) -> epath.Path:
-    """The directory of samples that was finished last.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    infos = list(workdir.samples.glob("*/info.json"))
-    if not infos:
-        raise ConfigError(
-            f"{os.fspath(workdir.samples)}: no samples yet; make some first (--mode=sample)"
-        )
-    newest = max(infos, key=lambda path: (json.loads(path.read_text())["provenance"]["time"], path))
-    return newest.parent
+    if of["samples"] or of["features"]:
+        _evaluate_images(config, workdir, of["samples"], of["features"])
 
 
 def _evaluate_model(config: Any, workdir: Workdir, metrics: dict[str, Callable]) -> None:
@@ -101,57 +78,159 @@ def _evaluate_model(config: Any, workdir: Workdir, metrics: dict[str, Callable])
     )
     fields = config.to_dict()["sample"]
     about = {"checkpoint": step, "sample": {k: fields[k] for k in _SAMPLED}}
-    about = json.loads(json.dumps(about))
     run_metrics(workdir, metrics, about, lambda metric: metric(task, params, config))
 
 
-def run_metrics(
+def _evaluate_images(
+    config: Any,
     workdir: Workdir,
-    metrics: dict[str, Callable],
-    about: dict[str, Any],
-    run: Callable[[Callable], dict[str, Any]],
-    more: dict[str, Any] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """The values of each metric, kept as a row and printed.
+    metrics: Mapping[str, Callable],
+    protocols: Mapping[str, Protocol],
+) -> None:
+    # Protocols of one network share what it says of an image.
+    outputs: dict[str, dict[str, None]] = {}
+    for protocol in protocols.values():
+        outputs.setdefault(protocol.extractor, {}).update(dict.fromkeys(protocol.outputs()))
+    made: dict[str, Extractor] = {}
+    seen = {}
+    for spec, protocol in protocols.items():
+        if protocol.extractor not in made:
+            made[protocol.extractor] = protocol.make_extractor(config.evaluate.weights)
+        protocol.check_outputs(made[protocol.extractor])
+        of = made[protocol.extractor], tuple(sorted(outputs[protocol.extractor]))
+        seen[spec] = _Seen(config, workdir, protocol, *of)
+    for images in image_sets(config, workdir):
+        for item in seen.values():
+            item.check(images)
+        prepare = functools.cache(images.prepare)
 
-    `about` is what they depend on, `more` goes with it.
+        def run(metric: Callable, images=images, prepare=prepare) -> dict[str, Any]:
+            prepare()
+            return metric(images.rows(0, images.count), images.labels, config)
+
+        run_metrics(workdir, metrics, images.about, run, images.info)
+        for spec, item in seen.items():
+            item.measure(spec, images, prepare)
+        if jax.process_index() == 0 and (grid := images.directory.parent / "grid.png").exists():
+            print(os.fspath(grid), flush=True)
+
+
+def image_sets(config: Any, workdir: Workdir) -> Iterator[ImageSet]:
+    """The sets of images that `config.evaluate` names, one after the other.
+
+    Raises:
+        ConfigError: there are none, or one cannot be drawn.
     """
-    found = {}
-    done = {spec: _find(_read(_path(workdir, spec)), {"metric": spec} | about) for spec in metrics}
-    # Every process has looked before the first one writes.
-    multihost_utils.sync_global_devices("evaluate")
-    for spec, metric in metrics.items():
-        row = done[spec]
-        if row is None:
-            row = _row(spec, run(metric)) | about | (more or {})
-            _append(_path(workdir, spec), row)
-        if jax.process_index() == 0:
-            print(f"{spec}: {json.dumps(row['values'])}", flush=True)
-        found[spec] = row["values"]
-    return found
+    if config.evaluate.images:
+        yield Given(config.evaluate.images, workdir)
+    elif not config.evaluate.count:
+        yield Stored(workdir)
+    else:
+        programs: dict[Any, Any] = {}
+        for candidate in candidates.candidates(config, workdir):
+            yield Drawn(candidate, workdir, programs)
 
 
-def _row(spec: str, values: dict[str, Any]) -> dict[str, Any]:
-    what = provenance()
-    # The diff is long and the same in every row; run.json and info.json have theirs.
-    what["code"] = {name: what["code"].get(name) for name in ("commit", "dirty")}
-    return {"metric": spec, "values": values, "provenance": what}
+class _Seen:
+    """A protocol with its network and its reference; `outputs` of the network are kept."""
+
+    def __init__(
+        self,
+        config: Any,
+        workdir: Workdir,
+        protocol: Protocol,
+        extractor: Extractor,
+        outputs: tuple[str, ...],
+    ):
+        self.workdir, self.protocol, self.config = workdir, protocol, config
+        self.extractor, self.outputs = extractor, outputs
+        self.mesh = make_mesh(**config.mesh)
+        self.reference = Reference("none", {}, {}, {})
+        if any(metric.of_reference for metric in protocol.built()):
+            self.reference = reference_of(config, extractor, outputs, workdir, self.mesh)
+        self.about = {
+            "reference": dict(self.reference.identity),
+            "extractor": {"name": self.extractor.name, **self.extractor.identity},
+        }
+
+    def check(self, images: ImageSet) -> None:
+        """Refuses images that the protocol cannot measure."""
+        self.protocol.check(self.reference, images.count, images.name)
+
+    def measure(self, spec: str, images: ImageSet, prepare: Callable[[], None]) -> None:
+        """A row of these images, if there is none."""
+        clock = Clock()
+
+        def run(protocol: Protocol) -> dict[str, Any]:
+            prepare()
+            chunks = features.extract(
+                images,
+                self.extractor,
+                self.outputs,
+                functools.partial(_features_directory, images, self.extractor, self.outputs),
+                batch_size=self.config.evaluate.batch_size,
+                mesh=self.mesh,
+                clock=clock,
+            )
+            values: dict[str, Any] = {}
+            with clock("metric"):
+                # One process is enough; where it fails all have to know.
+                features.on_first(
+                    lambda: values.update(protocol(chunks.read(images.count), self.reference))
+                )
+            return values
+
+        def more() -> dict[str, Any]:
+            seconds = {"seconds": clock.totals()}
+            return {**images.info(), "reference_name": self.reference.name, **seconds}
+
+        run_metrics(self.workdir, {spec: self.protocol}, images.about | self.about, run, more)
 
 
-def _path(workdir: Workdir, spec: str) -> epath.Path:
-    return workdir.evaluation / f"{components.parse(spec)[0]}.jsonl"
+def _features_directory(
+    images: ImageSet, extractor: Extractor, outputs: tuple[str, ...], rows: int
+) -> epath.Path:
+    what = [extractor.name, dict(extractor.identity), outputs]
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+    return images.directory / f"{extractor.name}-{key}-{rows}"
 
 
-def _read(path: epath.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def reference_of(
+    config: Any, extractor: Extractor, outputs: tuple[str, ...], workdir: Workdir, mesh: Any
+) -> Reference:
+    """What `config.evaluate.reference` names, as the extractor sees it.
+
+    Features of images are kept in <workdir>/evaluation/references.
+
+    Raises:
+        ConfigError: there is no such file or source, or it does not do.
+    """
+    given, where = config.evaluate.reference, "config.evaluate.reference"
+    settings = {"outputs": outputs, "batch_size": config.evaluate.batch_size, "mesh": mesh}
+    cache = workdir.evaluation / "references"
+    try:
+        if given and epath.Path(os.path.expanduser(given)).exists():
+            path = os.path.expanduser(given)
+            if not path.endswith((".npz", ".pkl")):
+                return references.compute(image_files.read(path), extractor, cache, **settings)
+            sizes = {name: extractor.outputs[name] for name in outputs}
+            found = reference_files.read(path, sizes)
+            return references.completed(found, extractor, cache, **settings)
+        source = _source(given, config, where)
+        data = config.data
+        images = references.SourceImages(
+            source, data.image_size, data.channels, on_bad_image=data.on_bad_image
+        )
+        return references.compute(images, extractor, cache, **settings)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where} = {given!r}: {error}") from error
 
 
-def _find(rows: list[dict[str, Any]], wanted: dict[str, Any]) -> dict[str, Any] | None:
-    return next((row for row in rows if wanted.items() <= row.items()), None)
-
-
-def _append(path: epath.Path, row: dict[str, Any]) -> None:
-    if jax.process_index() != 0:
-        return
-    before = path.read_bytes() if path.exists() else b""
-    atomic_write(path, before + json.dumps(row, allow_nan=False).encode() + b"\n")
+def _source(given: str, config: Any, where: str) -> Any:
+    if not given:
+        return components.build(input_pipeline.SOURCES, config.data.source, "config.data.source")
+    if "/" in given and "(" not in given:
+        raise ConfigError(f"{where} = {given!r}: there is no such file or directory")
+    return components.build(input_pipeline.SOURCES, given, where)

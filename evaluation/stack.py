@@ -1,6 +1,5 @@
 """The evaluation of a stack: `python main.py --mode=evaluate` on its work directory."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import STACK_METRICS
-from evaluation.job import run_metrics
+from evaluation.rows import run_metrics
 from evaluation.stack_metrics import StackMetric
 from pipelines import generate
 from pipelines.text_to_image import TextToImage
@@ -60,8 +59,6 @@ def measure(
         return images
 
     about = {"stages": pipeline.identity, "seed": config.generate.seed}
-    # As it is read back from a row.
-    about = json.loads(json.dumps(about))
     return run_metrics(
         Workdir(directory), dict(metrics), about, lambda metric: metric(pipeline, draw, config)
     )

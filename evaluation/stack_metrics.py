@@ -9,8 +9,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 import input_pipeline
+from evaluation import metrics
 from evaluation.caption_accuracy import caption_accuracy
+from evaluation.extractors import EXTRACTORS, CaptionEncoder, Runner
 from evaluation.prior import quality
+from evaluation.protocols import PROTOCOLS
+from evaluation.references import Reference
 from input_pipeline.images import to_array
 from input_pipeline.sources.base import Source
 from pipelines.text_to_image import TextToImage
@@ -63,9 +67,7 @@ class CaptionAccuracy(StackMetric):
         self, pipeline: TextToImage, draw: Draw, source: Source, rows: range, settings: Any
     ) -> dict[str, Any]:
         """See `caption_accuracy`."""
-        examples = source.examples(rows, ("image", "caption"))
-        captions = [example["caption"] for example in examples]
-        real = np.stack([to_array(example["image"], pipeline.size, 3) for example in examples])
+        captions, real = _examples(source, rows, pipeline.size)
         try:
             return caption_accuracy(draw(captions), captions) | {
                 "real": caption_accuracy(real, captions)["all"]
@@ -127,6 +129,73 @@ class DrawnQuality(StackMetric):
             of = np.arange(start, start + size, dtype=np.int32) % count
             found.append(np.asarray(pipeline.embed([captions[i] for i in of], seed, of)))
         return np.concatenate(found)[:count]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipScore(StackMetric):
+    """How well the pictures go with their captions in the eyes of a CLIP (Hessel et al. 2021).
+
+    'real' has the score of the split's own pictures. Scores of different CLIPs do not compare: the
+    CLIP's identity is among the values.
+
+    Attributes:
+        extractor: a CLIP of `evaluation.extractors.EXTRACTORS`, such as "clip(model='vitl14')".
+        tokenizer: of a published CLIP: its tokenizer.json, or the directory of its vocabulary.
+    """
+
+    extractor: str = "clip(model='vitl14')"
+    tokenizer: str = ""
+
+    def measure(
+        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range, settings: Any
+    ) -> dict[str, Any]:
+        """See `evaluation.metrics.clip_score`."""
+        clip = components.build(EXTRACTORS, self.extractor, _FIELD)
+        words, see = CaptionEncoder(clip, self.tokenizer), Runner(clip)
+        captions, real = _examples(source, rows, pipeline.size)
+        told = words(captions)
+        found = metrics.clip_score(see(draw(captions))["embedding"], told)
+        return {
+            "clip_score": found.mean,
+            "standard_error": found.standard_error,
+            "real": metrics.clip_score(see(real)["embedding"], told).mean,
+            "count": found.count,
+            "clip": dict(clip.identity),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureQuality(StackMetric):
+    """A protocol of `evaluation.protocols` on the pictures, against those of the split itself.
+
+    Attributes:
+        protocol: as in the evaluation of a run: 'adm', "classifier(workdir='runs/cls')", ...
+    """
+
+    protocol: str = "edm"
+
+    def measure(
+        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range, settings: Any
+    ) -> dict[str, Any]:
+        """See `evaluation.protocols.Protocol`."""
+        protocol = components.build(PROTOCOLS, self.protocol, _FIELD)
+        see = Runner(protocol.make_extractor(""))
+        protocol.check_outputs(see.extractor)
+        captions, real = _examples(source, rows, pipeline.size)
+        features = see(real)
+        moments = {name: metrics.Moments.of(rows) for name, rows in features.items()}
+        reference = Reference(source.name, {}, moments, features)
+        protocol.check(reference, len(captions), source.name)
+        found = protocol(see(draw(captions)), reference)
+        return found | {"extractor": dict(see.extractor.identity)}
+
+
+def _examples(
+    source: Source, rows: Sequence[int], side: int
+) -> tuple[list[str], UInt8[np.ndarray, "count side side 3"]]:
+    examples = source.examples(rows, ("image", "caption"))
+    images = np.stack([to_array(example["image"], side, 3) for example in examples])
+    return [example["caption"] for example in examples], images
 
 
 def captioned(config: Any, split: str) -> Source:

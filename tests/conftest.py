@@ -21,6 +21,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import beartype
 import hypothesis
+import jax
 import pytest
 from absl import flags
 from jaxtyping import install_import_hook
@@ -84,6 +85,17 @@ def pytest_collection_modifyitems(config, items):
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compilation(request):
+    """Compiles with few optimizations: most of a test's time is compilation.
+
+    Not with --slow, not in modules with OPTIMIZED = True, which compute more than they compile, and
+    not in programs that tests start.
+    """
+    full = request.config.option.slow or getattr(request.module, "OPTIMIZED", False)
+    jax.config.update("jax_disable_most_optimizations", not full)
 
 
 @pytest.fixture(autouse=True)

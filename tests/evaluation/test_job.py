@@ -2,13 +2,14 @@ import json
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from evaluation import job
+from configs import base
+from evaluation import image_sets, job
 from training.components import ConfigError
 from training.workdir import Workdir
 
-CONFIG = ConfigDict({"evaluate": {"metrics": ("mean", "mean(power=2)")}})
+CONFIG = base.get_config()
+CONFIG.evaluate.metrics = ("mean", "mean(power=2)")
 
 
 @pytest.fixture
@@ -74,14 +75,16 @@ def test_newest_finished_samples_are_taken(tmp_path):
     add_samples(tmp_path, "a", "2025-01-03T00:00:00+00:00", 2)
     add_samples(tmp_path, "c", "2025-01-01T00:00:00+00:00", 3)
     (tmp_path / "samples" / "unfinished").mkdir()
-    assert job.newest_samples(Workdir(tmp_path)).name == "a"
+    assert image_sets.newest_samples(Workdir(tmp_path)).name == "a"
 
 
 def test_errors(tmp_path, calls):
     with pytest.raises(ConfigError, match="make some first"):
         job.evaluate(CONFIG, tmp_path)
     with pytest.raises(ConfigError, match="name at least one"):
-        job.evaluate(ConfigDict({"evaluate": {"metrics": ()}}), tmp_path)
+        job.evaluate(base.get_config(), tmp_path)
+    wrong = base.get_config()
+    wrong.evaluate.metrics = ("maen",)
     with pytest.raises(ConfigError, match=r"config.evaluate.metrics = 'maen'.*mean"):
-        job.evaluate(ConfigDict({"evaluate": {"metrics": ("maen",)}}), tmp_path)
+        job.evaluate(wrong, tmp_path)
     assert calls == []

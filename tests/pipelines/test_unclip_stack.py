@@ -25,6 +25,7 @@ from training.mesh import make_mesh
 from training.workdir import Workdir
 
 CAPTION = "a small red circle on a white background"
+SOURCE = "shapes(size=32, split='compositional', objects=1)"
 
 
 def tiny(tmp_path):
@@ -32,6 +33,8 @@ def tiny(tmp_path):
     config = unclip_shapes.get_config("smoke")
     for name in config.order:
         stage = config.stages[name]
+        # A split of a thousand scenes, all of which are embedded.
+        stage.data.source = SOURCE
         stage.train.update(steps=4, batch_size=8)
         stage.checkpoint.every = 2
         stage.log.update(every=2, preview_every=0, tensorboard=False)
@@ -40,6 +43,7 @@ def tiny(tmp_path):
             stage.model.attention_resolutions = ()
             stage.model.update(head_channels=0, num_heads=1)
         stage.sample.steps = 2
+    config.splits = ("compositional", "test")
     config.stages.clip.embed.statistics = 32
     config.generate.batch_size = 8
     return config
@@ -259,9 +263,13 @@ def test_without_a_prior_the_decoder_is_given_the_text_embedding(trained):
 def test_caption_accuracy_is_measured_once(trained, capsys):
     config, root = trained
     config = config.copy_and_resolve_references()
+    clip, vendi = f"clip_run(workdir='{root}/clip')", "vendi(output='embedding')"
+    protocol = f"features(extractor={clip!r}, metrics=({vendi!r},))"
     config.evaluate.metrics = (
         "caption_accuracy(split='test', count=4)",
         "decoded_quality(split='test', count=4)",
+        f"clip_score(split='test', count=4, extractor={clip!r})",
+        f"picture_quality(split='test', count=4, protocol={protocol!r})",
     )
     for _ in range(2):
         evaluation.stack.evaluate(freeze(config), root)
@@ -279,6 +287,13 @@ def test_caption_accuracy_is_measured_once(trained, capsys):
     assert values["attributes"] == again["attributes"]
     (row,) = (root / "evaluation" / "decoded_quality.jsonl").read_text().splitlines()
     assert -1 <= json.loads(row)["values"]["cosine"] <= 1
+    (row,) = (root / "evaluation" / "clip_score.jsonl").read_text().splitlines()
+    values = json.loads(row)["values"]
+    assert 0 <= values["clip_score"] <= 100
+    assert values["real"] != values["clip_score"]
+    assert values["clip"]["extractor"] == "clip_run"
+    (row,) = (root / "evaluation" / "picture_quality.jsonl").read_text().splitlines()
+    assert 1 <= json.loads(row)["values"]["vendi"] <= 4
 
 
 def test_another_prior_before_the_same_decoder(trained):

@@ -74,7 +74,10 @@ def final_arrays(workdir):
     return arrays
 
 
-@pytest.mark.parametrize(("devices", "mesh"), [(1, ()), (8, ("--config.mesh.fsdp=4",))])
+@pytest.mark.parametrize(
+    ("devices", "mesh"),
+    [pytest.param(1, (), marks=pytest.mark.slow), (8, ("--config.mesh.fsdp=4",))],
+)
 def test_killed_and_resumed_equals_unbroken(tmp_path, devices, mesh):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     finish(start(unbroken, devices, *mesh), unbroken)
