@@ -17,8 +17,9 @@ from jaxtyping import UInt8
 from evaluation.extractors import Extractor
 from evaluation.image_files import Images
 from pipelines.chunks import Chunks
+from pipelines.sampling import chunk_size
 from training.clock import Clock, Progress, rate
-from training.mesh import batch_sharding, batch_ways, replicated
+from training.mesh import batch_sharding, replicated
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,7 @@ def extract(
         mesh: devices.
         clock: counts the seconds of 'data', 'compile', 'step' and 'write'.
     """
-    ways = batch_ways(mesh)
-    size = -(-batch_size // ways) * ways
+    size = chunk_size(batch_size, mesh)
     chunks = Chunks(directory(size), size)
     if missing := chunks.missing(images.count):
         _extract(images, extractor, outputs, chunks, missing, mesh, clock or Clock())

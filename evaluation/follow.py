@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from evaluation.features import on_first
 from evaluation.job import evaluate
 from training import checkpoints
 from training.components import ConfigError
@@ -100,4 +101,4 @@ def _new(workdir: Workdir, done: int) -> list[int]:
 
 def _agreed(mine: bool) -> bool:
     """What process 0 says."""
-    return bool(multihost_utils.broadcast_one_to_all(np.array(mine)))
+    return on_first(lambda: mine)

@@ -92,13 +92,18 @@ def _evaluate_images(
     for protocol in protocols.values():
         outputs.setdefault(protocol.extractor, {}).update(dict.fromkeys(protocol.outputs()))
     made: dict[str, Extractor] = {}
-    seen = {}
+    seen, mesh = {}, make_mesh(**config.mesh)
+
+    @functools.cache
+    def reference(extractor: Extractor, kept: tuple[str, ...]) -> Reference:
+        return reference_of(config, extractor, kept, workdir, mesh)
+
     for spec, protocol in protocols.items():
         if protocol.extractor not in made:
             made[protocol.extractor] = protocol.make_extractor(config.evaluate.weights)
         protocol.check_outputs(made[protocol.extractor])
         of = made[protocol.extractor], tuple(sorted(outputs[protocol.extractor]))
-        seen[spec] = _Seen(config, workdir, protocol, *of)
+        seen[spec] = _Seen(config, workdir, protocol, *of, reference)
     for images in image_sets(config, workdir):
         for item in seen.values():
             item.check(images)
@@ -141,13 +146,14 @@ class _Seen:
         protocol: Protocol,
         extractor: Extractor,
         outputs: tuple[str, ...],
+        reference: Callable[[Extractor, tuple[str, ...]], Reference],
     ):
         self.workdir, self.protocol, self.config = workdir, protocol, config
         self.extractor, self.outputs = extractor, outputs
         self.mesh = make_mesh(**config.mesh)
         self.reference = Reference("none", {}, {}, {})
         if any(metric.of_reference for metric in protocol.built()):
-            self.reference = reference_of(config, extractor, outputs, workdir, self.mesh)
+            self.reference = reference(extractor, outputs)
         self.about = {
             "reference": dict(self.reference.identity),
             "extractor": {"name": self.extractor.name, **self.extractor.identity},

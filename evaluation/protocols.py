@@ -61,11 +61,10 @@ class Protocol:
         """
         where = f"{_FIELD}: {self.name}"
         try:
-            extractor = components.build(EXTRACTORS, self.extractor, where, directory=weights)
+            return components.build(EXTRACTORS, self.extractor, where, directory=weights)
         except ConfigError as error:
             prefix = "" if str(error).startswith("config.") else f"{where}: "
             raise ConfigError(f"{prefix}{error} (config.evaluate.weights = {weights!r})") from error
-        return extractor
 
     def check_outputs(self, extractor: Extractor) -> None:
         """Refuses metrics that look at what the network does not give.
@@ -157,8 +156,7 @@ def pytorch_fid() -> Protocol:
 
 def clean() -> Protocol:
     """Of clean-fid: FID and KID of images resized by Pillow's bicubic filter."""
-    kid = "kid(called='kid')"
-    return Protocol("clean", "inception(resize='clean')", (_FID, kid))
+    return Protocol("clean", "inception(resize='clean')", (_FID, "kid"))
 
 
 def prdc(neighbours: int = 5) -> Protocol:

@@ -87,15 +87,13 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in slow]
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True, scope="session")
 def compilation(request):
     """Compiles with few optimizations: most of a test's time is compilation.
 
-    Not with --slow, not in modules with OPTIMIZED = True, which compute more than they compile, and
-    not in programs that tests start.
+    Not with --slow, and not in programs that tests start.
     """
-    full = request.config.option.slow or getattr(request.module, "OPTIMIZED", False)
-    jax.config.update("jax_disable_most_optimizations", not full)
+    jax.config.update("jax_disable_most_optimizations", not request.config.option.slow)
 
 
 @pytest.fixture(autouse=True)
