@@ -27,6 +27,7 @@ import importlib
 import logging as std_logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from ml_collections import FrozenConfigDict
 from training import command_line, components
 from training.components import ConfigError, nearest
 from training.config import freeze, validate
+from training.exit_codes import FAILED, MISTAKE, RETRY, Preempted, TrainingFailed, TryAgain
 from training.stack import check_stack, is_stack, validate_stack
 
 # What each mode calls, with (config, workdir). Imported when called, and JAX with it: a mistake on
@@ -69,25 +71,55 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "file.py or file.py:variant; default: that of --workdir")
 flags.DEFINE_string("workdir", None, "directory or bucket URL that holds all of the run")
 flags.DEFINE_string("mode", "train", " | ".join(dict.fromkeys([*MODES, *STACK_MODES])))
+flags.DEFINE_string("coordinator", "auto", "auto | none | host:port of process 0 (docs/pods.md)")
+flags.DEFINE_integer("processes", 0, "how many there are, with --coordinator=host:port")
+flags.DEFINE_integer("process", -1, "which of them this is, with --coordinator=host:port")
+flags.DEFINE_integer("heartbeat", 100, "seconds after which a silent process counts as dead")
 flags.DEFINE_multi_string("prompt", [], "what a picture is to show; as often as one likes")
 flags.DEFINE_string("prompts", None, "file with a prompt on each line")
 
 
-def exit_on_mistakes(function: Callable) -> Callable:
-    """Makes a ConfigError end the program with its message and exit code 2."""
+def told(function: Callable) -> Callable:
+    """Makes an expected end of the program one line and an exit code (training/exit_codes.py)."""
+    codes = {ConfigError: MISTAKE, TrainingFailed: FAILED, TryAgain: RETRY}
 
     @functools.wraps(function)
     def run(arguments):
         try:
             return function(arguments)
-        except ConfigError as error:
+        except tuple(codes) as error:
             print(f"main.py: {error}", file=sys.stderr)
-            sys.exit(2)
+            code = next(code for kind, code in codes.items() if isinstance(error, kind))
+            leave(code, together=isinstance(error, Preempted))
+        except Exception:
+            if not _joined():
+                raise
+            traceback.print_exc()
+            leave(1)
 
     return run
 
 
-@exit_on_mistakes
+def leave(code: int, together: bool = False) -> None:
+    """Ends the program. One of several processes does so without asking the others.
+
+    They may be waiting for this one in the middle of a step, and it would wait for them at its end;
+    `together` says that all of them end now.
+    """
+    if _joined() and not together:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _joined() -> bool:
+    """Whether this is one of several processes; JAX is not imported to find out."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+@told
 def parse(arguments: Sequence[str]) -> FrozenConfigDict:
     """Reads the flags, and the config with its overrides, and checks them. Needs no JAX."""
     overrides, rest = command_line.split(arguments)
@@ -149,12 +181,15 @@ def _other_kind(config, path: str) -> str:
     )
 
 
-@exit_on_mistakes
+@told
 def main(config: FrozenConfigDict) -> None:
     """Runs the mode; some mistakes show only here, with JAX and the data at hand."""
     # The libraries tell of each step they take; of them only warnings are of use to a user.
     logging.set_verbosity(logging.WARNING)
-    std_logging.getLogger("training").setLevel(std_logging.INFO)
+    processes = importlib.import_module("training.processes")
+    processes.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat)
+    if processes.first():
+        std_logging.getLogger("training").setLevel(std_logging.INFO)
     stacked = is_stack(config)
     if stacked:
         check_stack(config)

@@ -127,6 +127,10 @@ def get_config(variant: str = "") -> ConfigDict:
     train.accumulate = 1
     # This many steps with NaN or infinite gradients (each is skipped and counted) stop the run.
     train.max_bad_steps = 10
+    # Seconds without a step, a checkpoint or a preview after which a process takes itself for hung
+    # and ends (exit code 75), so that whoever started it starts it again; 0: never. More than the
+    # steps of a log interval take.
+    train.stall_seconds = 1800.0
 
     config.optimizer = optimizer = ConfigDict()
     # A line of `training.optimizer.OPTIMIZERS`; the learning rate is given below. Also 'muon' and

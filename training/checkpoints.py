@@ -2,12 +2,14 @@
 
 Each holds separate items, so that a sampler reads one set of parameters and nothing else:
 `params`, one `ema.<name>` for each average, `training` (the rest of the train state), `data` (the
-loader's position) and `meta`.
+loader's position) and `meta`, with a fingerprint of every array that is compared at each reading.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
+import time
 from collections.abc import Mapping
 
 import jax
@@ -17,15 +19,19 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
+from training import damage, fingerprint, posthoc
 from training import mesh as meshes
-from training import posthoc
 from training.components import ConfigError
+from training.exit_codes import TryAgain
+from training.fingerprint import fingerprints
 from training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 # Of the layout above; a reader refuses what it does not know.
 FORMAT = 1
+# Seconds between two tries to write at the most.
+_LONGEST_PAUSE = 300.0
 
 
 def _items(state: TrainState) -> dict:
@@ -44,35 +50,80 @@ def _items(state: TrainState) -> dict:
 class Checkpoints:
     """The checkpoints of one run.
 
+    A checkpoint that cannot be written (a full disk, a directory that is gone) is told of and tried
+    again, see `due`; what was written before stays. With several processes the run ends instead
+    (TryAgain), as the others would wait for the one that failed.
+
     Args:
         directory: where they are; made when missing.
         keep: how many of the newest stay.
         keep_every: besides, each step divisible by it stays for good (0: none).
+        pause: seconds before the first new try; each further one waits twice as long.
+        patience: seconds that `save_now` tries for.
     """
 
-    def __init__(self, directory: epath.PathLike, keep: int = 3, keep_every: int = 0):
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        keep: int = 3,
+        keep_every: int = 0,
+        pause: float = 5.0,
+        patience: float = 3600.0,
+    ):
         self.directory = epath.Path(directory)
-        options = ocp.CheckpointManagerOptions(
+        self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True
         )
-        self._manager = ocp.CheckpointManager(self.directory.resolve(), options=options)
+        self._first_pause, self._patience = pause, patience
+        self._pause, self._retry_at = pause, None
+        self._writing: int | None = None
+        damage.quiet_orbax()
+        self._open()
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+        return max(steps(self.directory), default=None)
 
     def save(self, step: int, state: TrainState, data: Mapping) -> None:
         """Starts to write a checkpoint; returns once the state may be changed (donated) again."""
-        arrays = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **arrays,
-                data=ocp.args.JsonSave(dict(data)),
-                meta=ocp.args.JsonSave({"format": FORMAT, "step": step}),
-            ),
-            force=True,
+        self._wait()
+        items = _items(state)
+        meta = {"format": FORMAT, "step": step, "arrays": fingerprints(items)}
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args = ocp.args.Composite(
+            **arrays, data=ocp.args.JsonSave(dict(data)), meta=ocp.args.JsonSave(meta)
         )
+        self._writing = step
+        try:
+            if self._manager is None:
+                self._open()
+            self._manager.save(step, args=args, force=True)
+        except Exception as error:  # Orbax and tensorstore raise many types
+            self._failed(error)
+
+    def due(self) -> bool:
+        """Whether a checkpoint failed and another is to be saved now; to be asked every step."""
+        self._poll()
+        return self._retry_at is not None and time.monotonic() >= self._retry_at
+
+    def save_now(self, step: int, state: TrainState, data: Mapping) -> None:
+        """Saves and waits until it is written, trying again where it fails.
+
+        Raises:
+            TryAgain: it failed for `patience` seconds.
+        """
+        end = time.monotonic() + self._patience
+        while True:
+            self.save(step, state, data)
+            self._wait()
+            if self._retry_at is None:
+                return
+            if self._retry_at > end:
+                raise TryAgain(
+                    f"the checkpoint of step {step} could not be written to {self.directory} for "
+                    f"{self._patience:.0f} s; {self._newest()}"
+                )
+            time.sleep(max(0.0, self._retry_at - time.monotonic()))
 
     def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, dict]:
         """The state, without `frozen`, and the loader's position, laid out as `abstract` says.
@@ -81,30 +132,192 @@ class Checkpoints:
             abstract: of `jax.ShapeDtypeStruct` with shardings; these may be of another number of
                 devices than the one that saved.
             step: one of the directory's steps.
+
+        Raises:
+            ConfigError: it holds other arrays than `abstract`.
+            damage.Damaged: what was read is not what was written.
         """
-        arrays = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **arrays, data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()
-            ),
-        )
-        _check_format(restored["meta"], self.directory / str(step))
-        averages = {name: restored[f"ema.{name}"] for name in abstract.ema}
-        training = {"task": {}} | restored["training"]
-        state = TrainState(params=restored["params"], ema=averages, **training)
-        return state, restored["data"]
+        stored = self._read(abstract, step)
+        _check_bits(stored)
+        return _train_state(stored), stored.data
+
+    def restore_newest(self, abstract: TrainState) -> tuple[TrainState, dict, int] | None:
+        """(state, loader's position, step) of the newest whole checkpoint; None without any.
+
+        Damaged ones that are newer are renamed to <step>.damaged, with a warning.
+
+        Raises:
+            ConfigError: all checkpoints are damaged; or one holds other arrays than `abstract`.
+            TryAgain: a checkpoint cannot be read just now.
+        """
+        there = damage.agreed_steps(steps(self.directory))
+        broken: dict[int, str] = {}
+        for step in reversed(there):
+            stored, problem = damage.attempt(
+                lambda step=step: self._read(abstract, step), _check_bits
+            )
+            if problem is None:
+                for newer, what in broken.items():
+                    damage.set_aside(self.directory / str(newer), what, step)
+                self._manager.reload()
+                return _train_state(stored), stored.data, step
+            broken[step] = problem
+        if broken:
+            listed = "; ".join(f"step {step}: {what}" for step, what in broken.items())
+            raise ConfigError(
+                f"{self.directory}: no checkpoint can be read ({listed}); to train from step 0 "
+                "again move them away, or take a new work directory"
+            )
+        return None
 
     def close(self) -> None:
         """Waits until what was started is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self._wait()
+        if self._manager is not None:
+            self._manager.close()
+
+    def _open(self) -> None:
+        if jax.process_index() == 0 and self.directory.exists():
+            # What a killed process left half written.
+            for rest in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                rest.rmtree()
+        self._manager = ocp.CheckpointManager(self.directory.resolve(), options=self._options)
+
+    def _read(self, abstract: TrainState, step: int) -> "_Stored":
+        path = (self.directory / str(step)).resolve()
+        items = _items(abstract)
+        arrays = _read_meta(path).get("arrays")
+        _check_same_arrays(items, arrays, path)
+        read = {name: _read_item(path, name, tree) for name, tree in items.items()}
+        return _Stored(path, read, arrays, _read_json(path / "data"))
+
+    def _poll(self) -> None:
+        """Notes a failure of what is written in the background, if there is one by now."""
+        if self._writing is None:
+            return
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            self._failed(error)
+        else:
+            if not self._manager.is_saving_in_progress():
+                self._succeeded()
+
+    def _wait(self) -> None:
+        if self._writing is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            self._failed(error)
+        else:
+            self._succeeded()
+
+    def _succeeded(self) -> None:
+        self._writing, self._retry_at, self._pause = None, None, self._first_pause
+
+    def _failed(self, error: Exception) -> None:
+        step, self._writing = self._writing, None
+        said = f"the checkpoint of step {step} could not be written ({damage.reason(error)})"
+        if jax.process_count() > 1:
+            raise TryAgain(f"{said}; {self._newest()}") from error
+        self._drop_manager()
+        log.warning("%s; %s; trying again in %.0f s", said, self._newest(), self._pause)
+        self._retry_at = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    def _drop_manager(self) -> None:
+        """A failed manager raises its error again, or completes what had failed; take a new one.
+
+        That is opened after the pause, when threads that still write have come to their end, and
+        clears what they wrote.
+        """
+        failed, self._manager = self._manager, None
+        if failed is None:
+            return
+        for end in (failed.wait_until_finished, failed.wait_until_finished, failed.close):
+            with contextlib.suppress(Exception):
+                end()
+
+    def _newest(self) -> str:
+        there = steps(self.directory)
+        return f"the newest one is of step {there[-1]}" if there else "there is none before it"
 
 
-def _check_format(meta: Mapping, path: epath.Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """What was read of a checkpoint."""
+
+    path: epath.Path
+    items: dict
+    # (dtype, shape, fingerprint) of every array as it was saved; None in old checkpoints.
+    arrays: dict | None
+    data: dict = dataclasses.field(default_factory=dict)
+
+
+def _train_state(stored: _Stored) -> TrainState:
+    items = stored.items
+    averages = {
+        name.removeprefix("ema."): tree for name, tree in items.items() if name.startswith("ema.")
+    }
+    return TrainState(params=items["params"], ema=averages, **({"task": {}} | items["training"]))
+
+
+def _read_meta(path: epath.Path) -> dict:
+    meta = _read_json(path / "meta")
     if meta["format"] != FORMAT:
         raise ConfigError(
             f"{path}: a checkpoint of format {meta['format']}; this code reads format {FORMAT}"
+        )
+    return meta
+
+
+def _read_json(path: epath.Path) -> dict:
+    return ocp.JsonCheckpointHandler().restore(path, args=ocp.args.JsonRestore())
+
+
+def _read_item(path: epath.Path, name: str, abstract):
+    # The handler alone: a Checkpointer makes all processes wait for each other, for ever where one
+    # of them finds damage.
+    return ocp.StandardCheckpointHandler().restore(
+        path / name, args=ocp.args.StandardRestore(abstract)
+    )
+
+
+def _check_same_arrays(items: Mapping, arrays: Mapping | None, path: epath.Path) -> None:
+    """Refuses a checkpoint whose arrays have other names, shapes or types than the run's."""
+    if arrays is None:
+        return  # of an older version, which did not list them
+    wanted = {
+        fingerprint.name(at): fingerprint.kind(leaf)
+        for at, leaf in jax.tree_util.tree_leaves_with_path(items)
+    }
+    there = {at: (dtype, tuple(shape)) for at, (dtype, shape, _) in arrays.items()}
+    other = [at for at in sorted(wanted | there) if wanted.get(at) != there.get(at)]
+    if other:
+
+        def spell(kind):
+            return "none" if kind is None else f"{kind[0]}{list(kind[1])}"
+
+        listed = "; ".join(
+            f"{at}: stored {spell(there.get(at))}, wanted {spell(wanted.get(at))}"
+            for at in other[:5]
+        )
+        raise ConfigError(
+            f"{path} does not fit the config in {len(other)} arrays: {listed}. Its run had another "
+            "model, optimizer or averages; go on with those, or take a new work directory"
+        )
+
+
+def _check_bits(stored: _Stored) -> None:
+    if stored.arrays is None:
+        return
+    found = fingerprints(stored.items)
+    wrong = [at for at, (_, _, value) in found.items() if stored.arrays[at][2] != value]
+    if wrong:
+        raise damage.Damaged(
+            f"{len(wrong)} of {len(found)} arrays are not what was saved, such as {wrong[0]}"
         )
 
 
@@ -170,10 +383,18 @@ def _read(directory: epath.Path, name: str, abstract, step: int):
         raise ConfigError(
             f"config.sample.ema: {name!r} is not in {path}; there are {', '.join(sorted(names))}"
         )
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        _check_format(reader.restore(path / "meta"), path)
-    with ocp.StandardCheckpointer() as reader:
-        return reader.restore(path / item, abstract)
+
+    def read() -> _Stored:
+        arrays = _read_meta(path).get("arrays")
+        return _Stored(path, {item: _read_item(path, item, abstract)}, arrays)
+
+    stored, problem = damage.attempt(read, _check_bits)
+    if problem is not None:
+        raise ConfigError(
+            f"{path} cannot be read ({problem}); take another with config.sample.checkpoint, there "
+            f"are {', '.join(map(str, steps(directory)))}"
+        )
+    return stored.items[item]
 
 
 def snapshots(directory: epath.PathLike, step: int) -> list[int]:

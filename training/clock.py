@@ -49,6 +49,11 @@ class Clock:
             self._charge()
             self._open.pop()
 
+    def part(self) -> str:
+        """The part that is open now."""
+        # By any thread: the list may become empty at any moment.
+        return next(reversed(self._open), OTHER)
+
     def split(self) -> dict[str, float]:
         """Seconds of each part since the last split; their sum is the wall time since then."""
         self._charge()

@@ -20,6 +20,7 @@ Section = Mapping | ConfigDict
 # Fields that a resumed run may change: nothing that was computed before depends on them.
 RESUMABLE = (
     "train.steps",
+    "train.stall_seconds",
     "log.*",
     "checkpoint.*",
     "sample.*",

@@ -1,8 +1,50 @@
 """Files that are there whole or not at all."""
 
+import contextlib
+import errno
+import logging
 import os
+import time
+from collections.abc import Callable
 
 from etils import epath
+
+from training.exit_codes import TryAgain
+
+log = logging.getLogger(__name__)
+
+# Storage that is full, read-only, or gone for a while.
+PASSING = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOENT)
+)
+
+
+def persist(write: Callable[[], None], what: str, pause: float = 1.0, patience: float = 600.0):
+    """Calls `write`, again and again where the storage does not take it; each try is told of.
+
+    Args:
+        write: may be called any number of times.
+        what: that is written, for the message.
+        pause: seconds before the first new try; each further one waits twice as long.
+        patience: seconds after which it gives up.
+
+    Raises:
+        TryAgain: no try succeeded.
+    """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            if time.monotonic() + pause > end:
+                raise TryAgain(
+                    f"{what} could not be written for {patience:.0f} s ({error.strerror})"
+                ) from error
+            log.warning("%s: %s; trying again in %.0f s", what, error.strerror, pause)
+            time.sleep(pause)
+            pause *= 2
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
@@ -17,11 +59,17 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
         path.write_bytes(data)
         return
     temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        # Half a file would keep a full disk full.
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
 
 
 def is_bucket(path: epath.Path) -> bool:

@@ -13,21 +13,20 @@ from ml_collections import ConfigDict
 
 import diffusion
 import input_pipeline
-from training import clock, components, contract, flops, images, posthoc, tokens
+from training import clock, components, contract, flops, images, posthoc, processes, tokens
 from training import run as runs
 from training.checkpoints import Checkpoints
 from training.clock import Clock, Progress
 from training.components import ConfigError
 from training.config import check_resumable
+from training.exit_codes import Preempted, TrainingFailed
 from training.files import atomic_write
 from training.metrics import MetricsWriter
+from training.preemption import Preemption
+from training.watchdog import Watchdog
 from training.workdir import Workdir
 
 log = logging.getLogger(__name__)
-
-
-class TrainingFailed(RuntimeError):
-    """The run cannot go on; the message says since which step and what is safe."""
 
 
 def make_source(config: ConfigDict):
@@ -62,17 +61,21 @@ def make_loader(config: ConfigDict, source, fields, tokenizer=None):
     )
 
 
-def _restore_or_init(run: runs.Run, checkpoints: Checkpoints, loader, writer: MetricsWriter):
+def _restore_or_init(
+    run: runs.Run, checkpoints: Checkpoints, loader, writer: MetricsWriter, timer: Clock
+):
     """State of the newest checkpoint with data and metrics put back to it, or a fresh state."""
-    latest = checkpoints.latest()
-    writer.rewind(latest or 0)
-    if latest is None:
-        return run.init_state(), 0
-    state, position = checkpoints.restore(run.abstract_state, latest)
+    restored = checkpoints.restore_newest(run.abstract_state)
+    if restored is None:
+        writer.rewind(0)
+        with timer("compile"):
+            return run.init_state(), 0
+    state, position, step = restored
+    writer.rewind(step)
     state = dataclasses.replace(state, frozen=run.frozen())
     loader.restore(position)
-    log.info("resuming from the checkpoint of step %d", latest)
-    return state, latest
+    log.info("resuming from the checkpoint of step %d", step)
+    return state, step
 
 
 def _stop_if_halted(config: ConfigDict, state, checkpoints: Checkpoints) -> None:
@@ -125,18 +128,19 @@ def _describe(run: runs.Run, workdir: Workdir) -> None:
 class _Report:
     """Tells, at each log line, how the training goes and how fast."""
 
-    def __init__(self, config: ConfigDict, run: runs.Run, writer: MetricsWriter, first: int):
-        self._config, self._run, self._writer = config, run, writer
+    def __init__(
+        self, config: ConfigDict, run: runs.Run, writer: MetricsWriter, timer: Clock, first: int
+    ):
+        self._config, self._run, self._writer, self._clock = config, run, writer, timer
         self._last, self._first = first, first
         self._flops = flops.count_flops(run.train_step, run.abstract_state, run.batch_spec)
-        self.clock = Clock()
         self.progress = Progress(config.train.steps, done=first)
 
     def line(self, step: int, state) -> None:
         """Writes metrics and timing of the steps since the line before."""
         means = _mean_metrics(state)
         self._writer.scalars(step, means)
-        split, done = self.clock.split(), step - self._last
+        split, done = self._clock.split(), step - self._last
         self._last = step
         speed = clock.rate(done * self._config.train.batch_size, split)
         seconds = sum(split.get(part, 0.0) for part in clock.RATE_PARTS)
@@ -153,7 +157,7 @@ class _Report:
         shown = {"loss": means["loss"], "images/s": speed}
         if usage is not None:
             shown["mfu"] = usage
-        left = self.clock.eta(step - self._first, self._config.train.steps - step)
+        left = self._clock.eta(step - self._first, self._config.train.steps - step)
         self.progress.log(step, shown, left)
 
 
@@ -182,6 +186,7 @@ def train(config: ConfigDict, directory: str) -> None:
         ConfigError: before anything is compiled, where the config does not fit data, devices or
             the run that the directory holds.
         TrainingFailed: too many bad steps in a row.
+        TryAgain: it was told to stop, or what it needs is not there just now; its work is safe.
     """
     source = make_source(config)
     run = runs.build(config)
@@ -204,36 +209,51 @@ def train(config: ConfigDict, directory: str) -> None:
             Checkpoints(workdir.checkpoints, config.checkpoint.keep, config.checkpoint.keep_every)
         )
         loader = closing(make_loader(config, source, run.batch_spec, tokenizer))
-        state, first = _restore_or_init(run, checkpoints, loader, writer)
+        preemption = closing(Preemption())
+        timer = Clock()
+        watchdog = closing(Watchdog(config.train.stall_seconds, timer.part, processes.title()))
+        with timer("restore"):
+            state, first = _restore_or_init(run, checkpoints, loader, writer, timer)
         if first >= steps:
             log.info("step %d of %d: nothing left to train", first, steps)
             return
-        report = _Report(config, run, writer, first)
+        report = _Report(config, run, writer, timer, first)
         closing(report.progress)
         _describe(run, workdir)
-        with report.clock("compile"):
+        with timer("compile"):
             train_step = run.train_step.lower(run.abstract_state, run.batch_spec).compile()
         batches = closing(
             input_pipeline.device_batches(loader, run.batch_sharding(), config.data.prefetch)
         )
         tracer = _Tracer(workdir, first + config.log.every, config.profile)
         for step in range(first + 1, steps + 1):
-            with report.clock("data"):
+            with timer("data"):
                 batch, position = next(batches)
-            with report.clock("step"):
+            with timer("step"):
                 state = train_step(state, batch)
+            watchdog.beat(step)
             report.progress.update(step)
             if step % config.log.every == 0 or step == steps:
-                with report.clock("step"):
+                with timer("step"):
                     # The only place where the host waits for the device.
                     jax.block_until_ready(state)
                 _stop_if_halted(config, state, checkpoints)
                 report.line(step, state)
             tracer.after(step, state)
-            if step % config.checkpoint.every == 0 or step == steps:
-                with report.clock("checkpoint"):
+            stop = preemption.reached(step)
+            if stop or step == steps:
+                with timer("checkpoint"):
+                    _stop_if_halted(config, state, checkpoints)
+                    checkpoints.save_now(step, state, position)
+            elif step % config.checkpoint.every == 0 or checkpoints.due():
+                with timer("checkpoint"):
                     _stop_if_halted(config, state, checkpoints)
                     checkpoints.save(step, state, position)
+            if stop and step < steps:
+                raise Preempted(
+                    f"stopped by a signal after step {step} of {steps}, and saved; start the same "
+                    "command again to go on"
+                )
             if config.log.preview_every and step % config.log.preview_every == 0:
-                with report.clock("preview"):
+                with timer("preview"):
                     writer.images(step, _preview(config, run, state))

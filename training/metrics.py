@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, timing.jsonl, preview images and TensorBoard."""
 
+import errno
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from etils import epath
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
-from training.files import atomic_write, is_bucket
+from training.files import atomic_write, is_bucket, persist
 from training.images import save_png
 from training.workdir import Workdir
 
@@ -63,7 +64,8 @@ class MetricsWriter:
         """Save a grid of images as previews/<step>.png."""
         if not self._active:
             return
-        save_png(self._workdir.previews / f"{step:08d}.png", grid)
+        path = self._workdir.previews / f"{step:08d}.png"
+        persist(lambda: save_png(path, grid), f"the preview of step {step}")
         if self._tensorboard:
             self._writer().add_image("preview", grid, step, dataformats="HWC")
 
@@ -79,7 +81,8 @@ class MetricsWriter:
             return
         numbers = {name: _number(name, values[name]) for name in sorted(values)}
         line = {"step": int(step)} | {name: _encode(number) for name, number in numbers.items()}
-        _append(path, (json.dumps(line, allow_nan=False) + "\n").encode())
+        text = (json.dumps(line, allow_nan=False) + "\n").encode()
+        persist(lambda: _append(path, text), f"{path.name} of step {step}")
         if self._tensorboard:
             for name, number in numbers.items():
                 if number is not None:
@@ -128,10 +131,16 @@ def _append(path: epath.Path, line: bytes) -> None:
         # Objects cannot be appended to; a run's lines are few megabytes.
         atomic_write(path, (path.read_bytes() if path.exists() else b"") + line)
         return
-    with open(path, "ab") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            # Not half a line.
+            file.truncate(before)
+            raise
 
 
 def _cut(path: epath.Path, step: int) -> None:

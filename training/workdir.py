@@ -1,6 +1,7 @@
 """The work directory: where everything about a run is, and what was run."""
 
 import datetime
+import errno
 import importlib.metadata
 import json
 import os
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from training.components import ConfigError
 from training.config import differences, load, save
+from training.exit_codes import TryAgain
 from training.files import atomic_write
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -58,6 +60,7 @@ class Workdir:
 
         Raises:
             ConfigError: the directory cannot be made or written.
+            TryAgain: the disk is full.
         """
         if jax.process_index() != 0:
             return
@@ -71,6 +74,8 @@ class Workdir:
             runs = json.loads(self.run.read_text()) if self.run.exists() else []
             atomic_write(self.run, _pretty([*runs, entry]))
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise TryAgain(f"--workdir={os.fspath(self.path)}: {error.strerror}") from error
             raise ConfigError(
                 f"--workdir={os.fspath(self.path)} cannot be written ({error.strerror or error}); "
                 "give a directory that this user may create and write"

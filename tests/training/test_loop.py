@@ -17,6 +17,7 @@ from training import checkpoints, loop
 from training import run as runs
 from training.components import ConfigError
 from training.config import freeze, validate
+from training.exit_codes import TrainingFailed
 
 
 def make_config(**train):
@@ -126,7 +127,7 @@ def test_nan_stops_the_run_and_names_the_step_and_the_checkpoint(tmp_path, monke
     loop.train(frozen(config), str(tmp_path))
     (tmp_path / "checkpoints" / "6").rename(tmp_path / "aside")
     monkeypatch.setattr(diffusion, "to_model", poisoned)
-    with pytest.raises(loop.TrainingFailed, match=r"from 4 on, 2 in a row.*last good.*step 3"):
+    with pytest.raises(TrainingFailed, match=r"from 4 on, 2 in a row.*last good.*step 3"):
         loop.train(frozen(config), str(tmp_path))
     assert checkpoints.steps(tmp_path / "checkpoints") == [3]
 

@@ -1,0 +1,77 @@
+"""One number for the bits of an array, the same however the array is split over devices.
+
+Kept in a checkpoint for each array and compared when it is read: it tells a damaged file, and a
+value that went to the wrong place, from what was saved.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Up to this many elements of an array in the host's memory, NumPy is quicker than a compilation.
+_SMALL = 1 << 20
+
+
+def fingerprints(tree: Any) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """(dtype, shape, fingerprint) of every array of a tree, by its path 'a/b/c'.
+
+    All processes of a run have to call it, with the same tree.
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        raw = raw_bits(leaf)
+        on_host = raw.is_fully_addressable and raw.platform() == "cpu" and raw.size <= _SMALL
+        found[name(path)] = (*kind(leaf), of_host(np.asarray(raw)) if on_host else of_device(raw))
+    values = jax.device_get({key: value for key, (_, _, value) in found.items()})
+    return {key: (*found[key][:2], int(value)) for key, value in values.items()}
+
+
+def name(path: tuple) -> str:
+    """A path of a tree as 'a/b/c'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def kind(leaf: Any) -> tuple[str, tuple[int, ...]]:
+    """(dtype, shape) of an array or of its abstract form; a typed key counts as one element."""
+    return str(leaf.dtype), tuple(leaf.shape)
+
+
+def raw_bits(leaf: jax.Array) -> jax.Array:
+    """The array itself, or the numbers of typed keys."""
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+def of_host(array: np.ndarray) -> np.uint32:
+    """The fingerprint, by NumPy."""
+    width = min(array.dtype.itemsize, 4)
+    words = np.ascontiguousarray(array).reshape(-1).view(f"u{width}").astype(np.uint32)
+    with np.errstate(over="ignore"):
+        mixed = _mix(words, np.arange(words.size, dtype=np.uint32), np.uint32)
+    return np.add.reduce(mixed, dtype=np.uint32)
+
+
+@jax.jit
+def of_device(array: jax.Array) -> jax.Array:
+    """The same where the array lies: each device sums over its part."""
+    if array.dtype == bool:
+        array = array.astype(jnp.uint8)
+    width = min(array.dtype.itemsize, 4)
+    words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"u{width}")).astype(jnp.uint32)
+    index = jnp.zeros(words.shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(words.ndim)):
+        position = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        index += position * jnp.uint32(stride % 2**32)
+        stride *= words.shape[axis]
+    return jnp.sum(_mix(words, index, jnp.uint32), dtype=jnp.uint32)
+
+
+def _mix(words: Any, index: Any, number: type) -> Any:
+    """Scrambles each word with its place (the finalizer of MurmurHash3, Appleby 2011)."""
+    x = words + index * number(0x9E3779B9)
+    x = (x ^ (x >> number(16))) * number(0x85EBCA6B)
+    x = (x ^ (x >> number(13))) * number(0xC2B2AE35)
+    return x ^ (x >> number(16))

@@ -1,0 +1,86 @@
+"""The processes of a run: one on each host, started by whoever starts them, joined by JAX."""
+
+import os
+import socket
+import sys
+
+import jax
+
+from training.components import ConfigError
+
+AUTO, NONE = "auto", "none"
+
+
+def join(
+    coordinator: str = AUTO, processes: int = 0, process: int = -1, heartbeat: int = 100
+) -> None:
+    """Joins the other processes of the run, if there are any; before JAX computes anything.
+
+    Args:
+        coordinator: 'auto': Cloud TPU, SLURM, Open MPI and the like are detected by JAX, and
+            without one of them the run has this process alone; 'none': it has this process alone;
+            or 'host:port' of process 0.
+        processes: how many there are; with 'host:port' only.
+        process: which of them this is, from 0 on; with 'host:port' only.
+        heartbeat: seconds after which a process that is silent counts as dead, and the others end.
+
+    Raises:
+        ConfigError: the arguments do not fit each other.
+    """
+    explicit = coordinator not in (AUTO, NONE)
+    _check(coordinator, processes, process, heartbeat, explicit)
+    if coordinator == NONE:
+        return
+    try:
+        if explicit:
+            jax.distributed.initialize(
+                coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
+            )
+        else:
+            jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+    except ValueError as error:
+        # What JAX says where it detects no cluster.
+        if explicit or "coordinator_address should be defined" not in str(error):
+            raise
+        return
+    if jax.process_count() > 1:
+        print(_line(), file=sys.stderr, flush=True)
+
+
+def _check(coordinator: str, processes: int, process: int, heartbeat: int, explicit: bool) -> None:
+    if heartbeat < 1:
+        raise ConfigError(f"--heartbeat={heartbeat}: seconds, 1 or more")
+    if not explicit:
+        if processes or process != -1:
+            raise ConfigError(
+                f"--processes and --process are for --coordinator=host:port, not for "
+                f"--coordinator={coordinator}"
+            )
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(
+            f"--coordinator={coordinator}: must be auto, none, or host:port of process 0"
+        )
+    if processes < 1:
+        raise ConfigError(f"--processes={processes}: with --coordinator=host:port, 1 or more")
+    if not 0 <= process < processes:
+        raise ConfigError(
+            f"--process={process}: which of the {processes} processes this is, from 0 to "
+            f"{processes - 1}"
+        )
+
+
+def first() -> bool:
+    """Whether this is process 0, which writes and tells what there is one of."""
+    return jax.process_index() == 0
+
+
+def title() -> str:
+    """What this process is called in messages."""
+    return f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
+
+
+def _line() -> str:
+    own = jax.local_devices()
+    return f"{title()}: {len(own)} of {jax.device_count()} x {own[0].device_kind}, pid {os.getpid()}"
