@@ -83,4 +83,5 @@ def title() -> str:
 
 def _line() -> str:
     own = jax.local_devices()
-    return f"{title()}: {len(own)} of {jax.device_count()} x {own[0].device_kind}, pid {os.getpid()}"
+    devices = f"{len(own)} of {jax.device_count()} x {own[0].device_kind}"
+    return f"{title()}: {devices}, pid {os.getpid()}"

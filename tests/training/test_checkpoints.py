@@ -203,7 +203,7 @@ def test_storage_that_is_away_is_no_damage(two, monkeypatch):
         raise OSError(errno.ESTALE, "Stale file handle")
 
     monkeypatch.setattr(checkpoints, "_read_item", away)
-    with pytest.raises(TryAgain, match="cannot be read just now .*Stale file handle"):
+    with pytest.raises(TryAgain, match=r"cannot be read just now .*Stale file handle"):
         checkpoints.Checkpoints(directory).restore_newest(abstract)
     assert checkpoints.steps(directory) == [3, 6]
 
@@ -270,7 +270,7 @@ def test_the_last_save_is_tried_until_it_succeeds_or_for_long(tmp_path, monkeypa
     store.close()
     store = checkpoints.Checkpoints(tmp_path, pause=0.3, patience=0.5)
     failing(monkeypatch, 100)
-    with pytest.raises(TryAgain, match="step 6 could not be written .* newest one is of step 5"):
+    with pytest.raises(TryAgain, match=r"step 6 could not be written .* newest one is of step 5"):
         store.save_now(6, current, {"batches": 6})
     assert checkpoints.steps(tmp_path) == [5]
 
