@@ -136,7 +136,9 @@ class Progress:
         if eta is not None:
             shown.append(f"eta {datetime.timedelta(seconds=round(eta))}")
         line = "  ".join([f"{self._unit} {done}/{self._total}", *shown])
-        print(line, file=self._stream, flush=True)
+        # A full disk under a log file is no reason to end a run.
+        with contextlib.suppress(OSError):
+            print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leave the terminal on a fresh line."""

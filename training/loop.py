@@ -47,18 +47,21 @@ def make_loader(config: ConfigDict, source, fields, tokenizer=None):
         components.build(input_pipeline.AUGMENTATIONS, item, "config.data.augmentations")
         for item in config.data.augmentations
     )
-    return input_pipeline.make_loader(
-        source,
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        augmentations=augmentations,
-        fields=tuple(fields),
-        workers=config.data.workers,
-        on_bad_image=config.data.on_bad_image,
-        tokenizer=tokenizer,
-    )
+    try:
+        return input_pipeline.make_loader(
+            source,
+            image_size=config.data.image_size,
+            channels=config.data.channels,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            augmentations=augmentations,
+            fields=tuple(fields),
+            workers=config.data.workers,
+            on_bad_image=config.data.on_bad_image,
+            tokenizer=tokenizer,
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.data: {error}") from error
 
 
 def _restore_or_init(
