@@ -119,6 +119,25 @@ def get_config(variant: str = "") -> ConfigDict:
     # Probability of replacing the label by the null label in training (needs model.null_class).
     diffusion.label_dropout = 0.0
 
+    # Parameters that the run starts from, another run's in place of random ones (docs/training.md).
+    # They are read at the first start only: a resumed run takes its own.
+    config.init = init = ConfigDict()
+    # Work directory of the other run; '': all parameters are drawn.
+    init.workdir = ""
+    # Step of its checkpoint; -1: the newest.
+    init.checkpoint = -1
+    # Which of its parameters, as in sample.ema; '': those of its own sample.ema.
+    init.ema = ""
+    # What ours are called there, 'ours -> theirs': a regular expression for the whole path of a
+    # parameter ('down/0/conv/kernel'), and the path there, with \1 for its first group. The first
+    # that matches decides; without one a parameter has its own name there.
+    init.rules = ()
+    # Those that keep the values they are drawn with: regular expressions, as ('label/.*',).
+    init.fresh = ()
+    # Those that may be larger than theirs, which then stand at the low end of each axis, with zeros
+    # beyond: ('conv_in/kernel',) where channels were added after those that the other run knew.
+    init.pad = ()
+
     config.train = train = ConfigDict()
     train.steps = 800_000
     # Examples a step, over all devices and hosts.

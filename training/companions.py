@@ -82,7 +82,8 @@ def _restore(name: str, item: Any, config: Any, workdir: Workdir, mesh: Any) -> 
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     fields = other.to_dict()
-    identity = {"checkpoint": step, "ema": ema} | {name: fields[name] for name in _SECTIONS}
+    sections = (*_SECTIONS, "init") if other.init.workdir else _SECTIONS
+    identity = {"checkpoint": step, "ema": ema} | {name: fields[name] for name in sections}
     if is_posthoc(ema):
         identity["snapshots"] = checkpoints.snapshots(there.checkpoints, step)
     if item.companion == "classifier":

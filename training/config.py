@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base, networks, stack
-from training import posthoc
+from training import init_plan, posthoc
 from training.components import ConfigError, nearest, parse
 from training.files import atomic_write
 
@@ -211,7 +211,15 @@ def _check_types(config: ConfigDict) -> Iterator[str]:
         value, kind = given[field], type(default)
         if type(value) is not kind and not (kind is float and type(value) is int):
             yield f"{field} = {value!r}: must be {TYPES[kind]}"
-    for field in ("data.augmentations", "convert.fields", "evaluate.metrics", "sample.guidance"):
+    for field in (
+        "data.augmentations",
+        "convert.fields",
+        "evaluate.metrics",
+        "sample.guidance",
+        "init.rules",
+        "init.fresh",
+        "init.pad",
+    ):
         value = given[field]
         if isinstance(value, tuple) and any(not isinstance(item, str) for item in value):
             yield f"{field} = {value!r}: must be a tuple of strings"
@@ -242,6 +250,7 @@ RULES: dict[str, Rule] = {
     "diffusion.variance": _one_of("fixed", "learned_range"),
     "diffusion.uncertainty_channels": _at_least(0),
     "diffusion.label_dropout": (lambda value: 0 <= value <= 1, "a probability, from 0 to 1"),
+    "init.checkpoint": (lambda value: value >= -1, "-1 (the newest) or a step"),
     "train.steps": _at_least(0),
     "train.batch_size": _at_least(1),
     "train.accumulate": _at_least(1),
@@ -335,6 +344,7 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
             yield f"ema.{name}: must be a plain name other than 'params', which is the raw ones'"
         elif not isinstance(config.ema[name], str):
             yield f"ema.{name} = {config.ema[name]!r}: must be a string like 'constant(decay=0.9)'"
+    yield from init_plan.check(config.init, base.get_config().init)
     yield from _check_optimizer(config.optimizer)
     yield from _check_average("sample.ema", sample.ema, config.ema)
     if config.likelihood.ema:

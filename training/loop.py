@@ -16,6 +16,7 @@ import input_pipeline
 from training import clock, components, contract, flops, images, posthoc, processes, tokens
 from training import run as runs
 from training.checkpoints import Checkpoints
+from training.checkpoints import steps as steps_of
 from training.clock import Clock, Progress
 from training.components import ConfigError
 from training.config import check_resumable
@@ -196,6 +197,8 @@ def train(config: ConfigDict, directory: str) -> None:
     workdir = Workdir(directory)
     if workdir.config.exists():
         check_resumable(workdir.read_config(), config)
+    if run.start and not steps_of(workdir.checkpoints):
+        run.start.check()
     workdir.start(config, sys.argv)
     if hasattr(run.task, "embeddings"):
         contract.keep(run.task.embeddings, workdir)

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from training import ema, mesh, optimizer, state, step, tasks
+from training import ema, init_from, mesh, optimizer, state, step, tasks
 from training.components import ConfigError
 
 
@@ -20,6 +20,8 @@ class Run:
     mesh: Mesh
     abstract_state: state.TrainState
     init_state: Callable[[], state.TrainState]
+    # The other run that its parameters start from; only `init_state` reads it.
+    start: init_from.Start | None
     batch_spec: dict[str, jax.ShapeDtypeStruct]
     # Loads what the task only reads (`TrainState.frozen`); {} for most.
     frozen: Callable[[], dict]
@@ -49,6 +51,11 @@ def build(config: ConfigDict, devices=None) -> Run:
         )
     task = tasks.make_task(config)
     teachers = getattr(task, "teachers", {})
+    if config.init.workdir and teachers and hasattr(task, "start"):
+        raise ConfigError(
+            f"config.init.workdir = {config.init.workdir!r}: config.task = {config.task!r} starts "
+            "from its teacher; leave config.init.workdir empty, or take a task without one"
+        )
     abstract_frozen = {}
     for name, teacher in teachers.items():
         teacher.check(task)
@@ -74,6 +81,7 @@ def build(config: ConfigDict, devices=None) -> Run:
         config.seed,
     )
     abstract, init_state = state.sharded_init(init, device_mesh, abstract_frozen)
+    start = init_from.Start(config.init, abstract.params) if config.init.workdir else None
     train_step = step.make_train_step(
         task,
         transform,
@@ -90,7 +98,8 @@ def build(config: ConfigDict, devices=None) -> Run:
         task=task,
         mesh=device_mesh,
         abstract_state=abstract,
-        init_state=lambda: init_state(frozen()),
+        init_state=lambda: init_state(frozen(), start.load(device_mesh) if start else {}),
+        start=start,
         frozen=frozen,
         batch_spec=spec,
         train_step=jax.jit(

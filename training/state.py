@@ -40,17 +40,46 @@ class TrainState:
     frozen: dict = dataclasses.field(default_factory=dict)
 
 
+def by_path(params) -> dict[str, Leaf]:
+    """Leaves by their path, such as 'down/0/conv/kernel'."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _merged(params, loaded):
+    """`params` with the values of `loaded` at the low end of each axis, and zeros beyond them."""
+
+    def merged(path, leaf):
+        if path not in loaded:
+            return leaf
+        value = loaded[path].astype(leaf.dtype)
+        beyond = [(0, ours - its) for ours, its in zip(leaf.shape, value.shape, strict=True)]
+        return jnp.pad(value, beyond)
+
+    leaves = [merged(path, leaf) for path, leaf in by_path(params).items()]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
 def initial_state(
-    task, optimizer: optax.GradientTransformation, ema_names, metrics, seed: int, frozen=None
+    task,
+    optimizer: optax.GradientTransformation,
+    ema_names,
+    metrics,
+    seed: int,
+    frozen=None,
+    loaded=None,
 ):
     """State before the first step (to be traced, see `sharded_init`).
 
     With `frozen`, what the task only reads, its parameters are those of `task.start`, if it has it.
+    `loaded` are values by path that take the place of those drawn (`training.init_from`).
     """
     init_rng, train_rng = jax.random.split(jax.random.key(seed))
     params = task.init(init_rng)
     if frozen and hasattr(task, "start"):
         params = task.start(params, frozen)
+    if loaded:
+        params = _merged(params, loaded)
 
     def zero():
         return jnp.zeros((), jnp.int32)
