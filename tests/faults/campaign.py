@@ -90,31 +90,22 @@ def terminate_in_start(run: Run, chance: random.Random, *which: int) -> str:
     return ""
 
 
-def _newest(run: Run) -> Path:
-    run.signal(signal.SIGSTOP)
-    newest = run.workdir / "checkpoints" / str(run.checkpoints()[-1])
-    return newest
-
-
 def damage(harm: Callable[[Path], None]) -> Callable[..., str]:
     """Kills the run and harms its newest checkpoint before it starts again."""
 
     def inject(run: Run, chance: random.Random) -> str:
         _later(run, chance, least=2 * EVERY)
         # Stopped first, so that no other checkpoint comes in between.
-        newest = _newest(run)
+        run.signal(signal.SIGSTOP)
+        newest = run.workdir / "checkpoints" / str(run.checkpoints()[-1])
         harm(newest)
         run.kill()
         aside = newest.with_name(f"{newest.name}.damaged")
-        wait(lambda: _exists(aside), PATIENCE, "the damaged checkpoint is not set aside")
+        wait(aside.exists, PATIENCE, "the damaged checkpoint is not set aside")
         shutil.rmtree(aside)
         return ""
 
     return inject
-
-
-def _exists(path: Path) -> bool:
-    return path.exists()
 
 
 def _largest(directory: Path) -> Path:

@@ -94,17 +94,19 @@ class Run:
 
     def step(self) -> int:
         """The newest step in the metrics."""
-        try:
-            lines = (self.workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-        except OSError:
-            return 0
-        whole = [line for line in lines if line.endswith(b"\n")]
-        return json.loads(whole[-1])["step"] if whole else 0
+        return self._newest().get("step", 0)
 
     def bad_steps(self) -> int:
         """Steps that were skipped so far."""
-        lines = (self.workdir / "metrics.jsonl").read_bytes().splitlines()
-        return json.loads(lines[-1])["bad_steps"] if lines else 0
+        return self._newest().get("bad_steps", 0)
+
+    def _newest(self) -> dict:
+        try:
+            lines = (self.workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        except OSError:
+            return {}
+        whole = [line for line in lines if line.endswith(b"\n")]
+        return json.loads(whole[-1]) if whole else {}
 
     def checkpoints(self) -> list[int]:
         """Steps of the finished checkpoints."""
