@@ -35,6 +35,7 @@ CHECKED = (
     "evaluation",
     "pipelines",
     "experiments",
+    "launch",
 )
 
 

@@ -24,6 +24,8 @@ ALLOWED = {
     "benchmarks": TOP,
     "experiments": TOP | {"experiments"},
     "main": TOP,
+    # What starts runs checks their configs first, with main.py's own parser.
+    "launch": {"launch", "training", "configs", "main"},
 }
 # Packages of others that each one may not import: the mathematics knows no networks, configs or
 # disk, networks know no configs or optimizers, data knows no networks or configs.
@@ -31,6 +33,8 @@ FORBIDDEN = {
     "diffusion": {"flax", "optax", "orbax", "ml_collections", "etils", "grain", "absl"},
     "models": {"optax", "orbax", "ml_collections", "grain", "absl"},
     "input_pipeline": {"flax", "optax", "orbax", "ml_collections"},
+    # It runs on hosts that have no accelerator, and outlives processes that do.
+    "launch": {"jax", "flax", "optax", "orbax"},
 }
 
 

@@ -16,6 +16,7 @@ DISTRIBUTIONS = {
     "orbax": "orbax-checkpoint",
     "PIL": "pillow",
     "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
 }
 
 

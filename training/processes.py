@@ -33,8 +33,13 @@ def join(
         return
     try:
         if explicit:
+            # Without detection each process has all devices of its host, also inside a SLURM job.
             jax.distributed.initialize(
-                coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
+                coordinator,
+                processes,
+                process,
+                cluster_detection_method="deactivate",
+                heartbeat_timeout_seconds=heartbeat,
             )
         else:
             jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)

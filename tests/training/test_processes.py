@@ -15,7 +15,8 @@ def started(monkeypatch):
 
 def test_explicit(started):
     processes.join("10.0.0.2:8476", 4, 3, heartbeat=20)
-    assert started == [(("10.0.0.2:8476", 4, 3), {"heartbeat_timeout_seconds": 20})]
+    options = {"cluster_detection_method": "deactivate", "heartbeat_timeout_seconds": 20}
+    assert started == [(("10.0.0.2:8476", 4, 3), options)]
 
 
 def test_detected(started):

@@ -1,0 +1,1 @@
+"""How a run starts elsewhere: on this host, under SLURM, on Cloud TPU, on Kubernetes."""
