@@ -187,7 +187,8 @@ def main(config: FrozenConfigDict) -> None:
     # The libraries tell of each step they take; of them only warnings are of use to a user.
     logging.set_verbosity(logging.WARNING)
     processes = importlib.import_module("training.processes")
-    processes.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat)
+    place = FLAGS.coordinator, FLAGS.processes, FLAGS.process
+    processes.join(*place, FLAGS.heartbeat, preemption=FLAGS.mode == "train")
     if processes.first():
         std_logging.getLogger("training").setLevel(std_logging.INFO)
     stacked = is_stack(config)

@@ -12,7 +12,11 @@ AUTO, NONE = "auto", "none"
 
 
 def join(
-    coordinator: str = AUTO, processes: int = 0, process: int = -1, heartbeat: int = 100
+    coordinator: str = AUTO,
+    processes: int = 0,
+    process: int = -1,
+    heartbeat: int = 100,
+    preemption: bool = True,
 ) -> None:
     """Joins the other processes of the run, if there are any; before JAX computes anything.
 
@@ -23,6 +27,8 @@ def join(
         processes: how many there are; with 'host:port' only.
         process: which of them this is, from 0 on; with 'host:port' only.
         heartbeat: seconds after which a process that is silent counts as dead, and the others end.
+        preemption: whether JAX is to catch SIGTERM, for `training.preemption`; where nobody asks
+            for it SIGTERM ends a process, as ever.
 
     Raises:
         ConfigError: the arguments do not fit each other.
@@ -31,6 +37,7 @@ def join(
     _check(coordinator, processes, process, heartbeat, explicit)
     if coordinator == NONE:
         return
+    jax.config.update("jax_enable_preemption_service", preemption)
     try:
         if explicit:
             # Without detection each process has all devices of its host, also inside a SLURM job.

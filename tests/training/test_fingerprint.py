@@ -1,6 +1,5 @@
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -17,7 +16,7 @@ def example(dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "bool"])
 def test_host_and_device_agree(dtype):
-    array = example(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    array = example(jnp.bfloat16 if dtype == "bfloat16" else dtype)
     assert int(fingerprint.of_host(array)) == int(fingerprint.of_device(jnp.asarray(array)))
 
 

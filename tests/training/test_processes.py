@@ -24,6 +24,13 @@ def test_detected(started):
     assert started == [((), {"heartbeat_timeout_seconds": 100})]
 
 
+def test_sigterm_is_caught_only_where_somebody_asks_for_it(started):
+    name = "jax_enable_preemption_service"
+    for caught in (False, True):
+        processes.join("10.0.0.2:8476", 4, 3, preemption=caught)
+        assert jax.config.values[name] is caught
+
+
 def test_alone(started):
     processes.join("none")
     assert started == []
