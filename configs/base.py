@@ -175,7 +175,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ema = ConfigDict({"default": "constant(decay=0.9999)"})
 
     # Devices along each axis of the mesh; -1 takes what the others leave. The batch is split over
-    # data and fsdp; parameters over fsdp (and tensor, where the network has a rule for it).
+    # data and fsdp; parameters, optimizer and averages over fsdp, and over tensor where a rule says
+    # so (docs/sharding.md). Slices and hosts lie along data, then fsdp; tensor stays in a slice.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
     config.checkpoint = checkpoint = ConfigDict()

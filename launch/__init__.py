@@ -1,1 +1,1 @@
-"""How a run starts elsewhere: on this host, under SLURM, on Cloud TPU, on Kubernetes."""
+"""How a run starts elsewhere, on one host or many, and what it would need there."""

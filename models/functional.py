@@ -1,7 +1,9 @@
 """A module as two plain functions of a dict: all contact with NNX's split and merge is here."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +12,32 @@ from flax import nnx
 
 Params = dict[str, Any]
 Path = tuple[str | int, ...]
+# (path, shape of the parameter, the parameter or one layer of its stack) -> what the layer gets.
+Reader = Callable[[Path, tuple[int, ...], jax.Array], jax.Array]
+
+_READER: contextvars.ContextVar[Reader | None] = contextvars.ContextVar("reader", default=None)
+
+
+@contextlib.contextmanager
+def read_by(reader: Reader) -> Iterator[None]:
+    """Networks that are traced inside get `reader(path, shape, value)` for each parameter.
+
+    It is called where a layer takes its parameter in hand: inside of what is recomputed in the
+    backward pass, and inside of the scan over a stack, there with a single layer's part of it. A
+    function that is jitted by itself is traced once, and keeps the reader that it then had.
+    """
+    token = _READER.set(reader)
+    try:
+        yield
+    finally:
+        _READER.reset(token)
+
+
+class _Read(nnx.Param):
+    """A parameter that passes through a function each time that it is read."""
+
+    def get_value(self, **kwargs) -> jax.Array:
+        return self.get_metadata("reader")(super().get_value(**kwargs))
 
 
 class Network(NamedTuple):
@@ -55,6 +83,11 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module], attention: tuple[int, ..
     def apply(params: Params, *args, dropout_key: jax.Array | None = None, **kwargs):
         graphdef, treedef, paths = skeleton()
         values = treedef.flatten_up_to(params)
+        if reader := _READER.get():
+            values = [
+                _Read(value, reader=functools.partial(reader, path, value.shape))
+                for path, value in zip(paths, values, strict=True)
+            ]
         module = nnx.merge(graphdef, nnx.from_flat_state(list(zip(paths, values, strict=True))))
         if dropout_key is not None:
             kwargs["rngs"] = nnx.Rngs(dropout=dropout_key)

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from training import damage, fingerprint, posthoc
+from training import damage, fingerprint, partition, posthoc
 from training import mesh as meshes
 from training.components import ConfigError
 from training.exit_codes import TryAgain
@@ -290,7 +290,7 @@ def _check_same_arrays(items: Mapping, arrays: Mapping | None, path: epath.Path)
     if arrays is None:
         return  # of an older version, which did not list them
     wanted = {
-        fingerprint.name(at): fingerprint.kind(leaf)
+        partition.name(at): fingerprint.kind(leaf)
         for at, leaf in jax.tree_util.tree_leaves_with_path(items)
     }
     there = {at: (dtype, tuple(shape)) for at, (dtype, shape, _) in arrays.items()}

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from training import partition
+
 # Up to this many elements of an array in the host's memory, NumPy is quicker than a compilation.
 _SMALL = 1 << 20
 
@@ -23,14 +25,12 @@ def fingerprints(tree: Any) -> dict[str, tuple[str, tuple[int, ...], int]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         raw = raw_bits(leaf)
         on_host = raw.is_fully_addressable and raw.platform() == "cpu" and raw.size <= _SMALL
-        found[name(path)] = (*kind(leaf), of_host(np.asarray(raw)) if on_host else of_device(raw))
+        found[partition.name(path)] = (
+            *kind(leaf),
+            of_host(np.asarray(raw)) if on_host else of_device(raw),
+        )
     values = jax.device_get({key: value for key, (_, _, value) in found.items()})
     return {key: (*found[key][:2], int(value)) for key, value in values.items()}
-
-
-def name(path: tuple) -> str:
-    """A path of a tree as 'a/b/c'."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def kind(leaf: Any) -> tuple[str, tuple[int, ...]]:

@@ -150,12 +150,14 @@ class FrozenCLIP(Teacher):
     def embed(self, params: Any, batch: Mapping) -> dict[str, Any]:
         """The wanted fields of images and tokens, to be traced; without gradient."""
         made = {}
+        # Not the jitted functions: what is traced once for all would not see who reads parameters
+        # in this program (`models.functional.read_by`).
+        embed_images = self.task.embed_images.__wrapped__
+        embed_texts = self.task.embed_texts.__wrapped__
         if "image_embedding" in self.shapes:
-            made["image_embedding"] = self.task.embed_images(params, batch["image"])
+            made["image_embedding"] = embed_images(params, batch["image"])
         if {"text_embedding", "text_features"} & self.shapes.keys():
-            made["text_embedding"], made["text_features"] = self.task.embed_texts(
-                params, batch["tokens"]
-            )
+            made["text_embedding"], made["text_features"] = embed_texts(params, batch["tokens"])
         if "tokens" in self.sources:
             made["tokens"] = jnp.asarray(batch["tokens"])
             made["text_mask"] = self.task.text_mask(made["tokens"])

@@ -42,8 +42,8 @@ def make_source(config: ConfigDict):
     return source
 
 
-def make_loader(config: ConfigDict, source, fields, tokenizer=None):
-    """The stream of training batches of a config."""
+def make_loader(config: ConfigDict, source, fields, tokenizer=None, share=(None, None)):
+    """The stream of training batches of a config; `share` is `mesh.batch_share`."""
     augmentations = tuple(
         components.build(input_pipeline.AUGMENTATIONS, item, "config.data.augmentations")
         for item in config.data.augmentations
@@ -58,6 +58,8 @@ def make_loader(config: ConfigDict, source, fields, tokenizer=None):
             augmentations=augmentations,
             fields=tuple(fields),
             workers=config.data.workers,
+            process_index=share[0],
+            process_count=share[1],
             on_bad_image=config.data.on_bad_image,
             tokenizer=tokenizer,
         )
@@ -214,7 +216,7 @@ def train(config: ConfigDict, directory: str) -> None:
         checkpoints = closing(
             Checkpoints(workdir.checkpoints, config.checkpoint.keep, config.checkpoint.keep_every)
         )
-        loader = closing(make_loader(config, source, run.batch_spec, tokenizer))
+        loader = closing(make_loader(config, source, run.batch_spec, tokenizer, run.batch_share()))
         preemption = closing(Preemption())
         timer = Clock()
         watchdog = closing(Watchdog(config.train.stall_seconds, timer.part, processes.title()))

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -32,13 +33,21 @@ class Run:
         """How batches lie on the mesh."""
         return mesh.batch_sharding(self.mesh)
 
+    def batch_share(self) -> tuple[int, int]:
+        """(index, count): which part of each batch this process loads."""
+        return mesh.batch_share(self.mesh)
 
-def build(config: ConfigDict, devices=None) -> Run:
+
+def build(
+    config: ConfigDict, devices=None, teacher_configs: Mapping[str, Any] | None = None
+) -> Run:
     """Builds the run of a config.
 
     Args:
         config: checked by `training.config.validate`.
         devices: of the mesh; all devices when None.
+        teacher_configs: of teachers by name, which are then not looked for: such a run can be
+            compiled and not started.
     """
     device_mesh = mesh.make_mesh(**config.mesh, devices=devices)
     ways = mesh.batch_ways(device_mesh)
@@ -58,7 +67,10 @@ def build(config: ConfigDict, devices=None) -> Run:
         )
     abstract_frozen = {}
     for name, teacher in teachers.items():
-        teacher.check(task)
+        if name in (teacher_configs or {}):
+            teacher.config = teacher_configs[name]
+        else:
+            teacher.check(task)
         shapes = teacher.abstract
         abstract_frozen[name] = mesh.with_sharding(shapes, mesh.state_sharding(shapes, device_mesh))
 

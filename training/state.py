@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from training import mesh as meshes
+from training import partition
 
 # A scalar on the mesh: an array, or its shape, sharding or bytes, as the tree is used for.
 Leaf = Any
@@ -43,7 +44,7 @@ class TrainState:
 def by_path(params) -> dict[str, Leaf]:
     """Leaves by their path, such as 'down/0/conv/kernel'."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {partition.name(path): leaf for path, leaf in leaves}
 
 
 def _merged(params, loaded):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from training import ema
-from training.mesh import batch_sharding
+from models import functional
+from training import ema, partition
+from training.mesh import batch_sharding, state_sharding
 from training.optimizer import evaluation_params
 from training.state import TrainState
 
@@ -51,6 +52,8 @@ def gradient(loss: Callable, params, task_state, batch, rng, accumulate: int, me
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
         jax.eval_shape(value_and_grad, task_state, first, rng)[0],
     )
+    # The sum lies as the parameters do, whatever the compiler would have made of a loop.
+    zeros = jax.lax.with_sharding_constraint(zeros, state_sharding(zeros, mesh))
     (total, task_state), _ = jax.lax.scan(
         one, (zeros, task_state), (jnp.arange(accumulate), micros)
     )
@@ -90,7 +93,8 @@ def make_train_step(
         read_only = _read_only(task, state.frozen, state.ema)
 
         def loss_of(params, task_state, batch, rng):
-            return task.loss(params, task_state | read_only, batch, rng)
+            with functional.read_by(partition.reader(mesh)):
+                return task.loss(params, task_state | read_only, batch, rng)
 
         def evaluate(params):
             return gradient(loss_of, params, state.task, batch, rng, accumulate, mesh)

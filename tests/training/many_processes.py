@@ -47,7 +47,7 @@ def restore(workdir, out, coordinator, processes, process):
     import jax
     import numpy as np
 
-    from training import checkpoints, fingerprint
+    from training import checkpoints, fingerprint, partition
     from training import processes as joined
     from training import run as runs
     from training.config import freeze, load
@@ -61,7 +61,7 @@ def restore(workdir, out, coordinator, processes, process):
     for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoints._items(state)):
         for shard in fingerprint.raw_bits(leaf).addressable_shards:
             place = [(part.start, part.stop) for part in shard.index]
-            pieces[f"{fingerprint.name(path)} {place}"] = np.asarray(shard.data)
+            pieces[f"{partition.name(path)} {place}"] = np.asarray(shard.data)
     np.savez(f"{out}-{process}.npz", **pieces)
     assert step == config.train.steps
 

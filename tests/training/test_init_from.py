@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import digits, digits_fewstep
-from training import init_from, loop, mesh
+from training import init_from, loop, mesh, partition
 from training import run as runs
 from training.checkpoints import Checkpoints
 from training.components import ConfigError
@@ -88,7 +88,7 @@ def store(config, directory, steps=(4, 8)):
 def everything_is_split():
     """Small parameters, too, are split over the devices."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mesh, "MIN_SHARDED_SIZE", 64)
+        patch.setattr(partition, "MIN_SHARDED_SIZE", 64)
         yield
 
 

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.training import many_processes
-from training import checkpoints, fingerprint, loop
+from training import checkpoints, fingerprint, loop, partition
 from training import run as runs
 from training.config import freeze, load
 
@@ -58,7 +58,7 @@ def stored(workdir, step):
             for key, leaf in jax.tree_util.tree_leaves_with_path(
                 reader.restore(path / item, target)
             ):
-                name = f"{item}/{fingerprint.name(key)}"
+                name = f"{item}/{partition.name(key)}"
                 arrays[name] = np.asarray(fingerprint.raw_bits(leaf))
     return arrays
 
