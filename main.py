@@ -186,19 +186,21 @@ def main(config: FrozenConfigDict) -> None:
     """Runs the mode; some mistakes show only here, with JAX and the data at hand."""
     # The libraries tell of each step they take; of them only warnings are of use to a user.
     logging.set_verbosity(logging.WARNING)
-    processes = importlib.import_module("training.processes")
-    place = FLAGS.coordinator, FLAGS.processes, FLAGS.process
-    processes.join(*place, FLAGS.heartbeat, preemption=FLAGS.mode == "train")
-    if processes.first():
-        std_logging.getLogger("training").setLevel(std_logging.INFO)
     stacked = is_stack(config)
     if stacked:
         check_stack(config)
     else:
         components.check(config)
+    processes = importlib.import_module("training.processes")
+    place = FLAGS.coordinator, FLAGS.processes, FLAGS.process
+    processes.join(*place, FLAGS.heartbeat, preemption=FLAGS.mode == "train")
     if FLAGS.mode in ("train", "sample", "generate", "evaluate", "follow") or stacked:
         # For their large programs; the other modes compute little.
         importlib.import_module("training.allocator").keep_freed_memory()
+    # The first look at the devices, which starts JAX's threads.
+    processes.introduce()
+    if processes.first():
+        std_logging.getLogger("training").setLevel(std_logging.INFO)
     module, function = (STACK_MODES if stacked else MODES)[FLAGS.mode].split(":")
     getattr(importlib.import_module(module), function)(config, FLAGS.workdir)
 

@@ -67,11 +67,15 @@ def train(config, workdir):
 def fail(config, workdir):
     raise main.ConfigError('config.data.source: gone')
 
+def end(config, workdir):
+    raise {'report': main.TrainingFailed, 'inspect': main.TryAgain}[main.FLAGS.mode]('so it ends')
+
 def check(config):
     print('jax' in sys.modules, 'numpy' in sys.modules)
 
-sys.modules['fake'] = types.SimpleNamespace(train=train, fail=fail)
+sys.modules['fake'] = types.SimpleNamespace(train=train, fail=fail, end=end)
 main.MODES.update(train='fake:train', sample='fake:train', evaluate='fake:fail')
+main.MODES.update(report='fake:end', inspect='fake:end')
 main.components.check = check
 app.run(main.main, flags_parser=main.parse)
 """
@@ -120,6 +124,14 @@ def test_a_config_mistake_found_later_ends_the_same_way(driver, tmp_path):
     )
     assert result.returncode == 2
     assert result.stderr == "main.py: config.data.source: gone\n"
+
+
+@pytest.mark.parametrize(("mode", "code"), [("report", 3), ("inspect", 75)])
+def test_expected_ends_are_a_line_and_an_exit_code(driver, tmp_path, mode, code):
+    config = "--config=configs/base.py"
+    result = run(f"--mode={mode}", config, f"--workdir={tmp_path}", script=driver)
+    assert result.returncode == code
+    assert result.stderr == "main.py: so it ends\n"
 
 
 def test_help_names_the_flags():

@@ -54,9 +54,15 @@ def join(
         # What JAX says where it detects no cluster.
         if explicit or "coordinator_address should be defined" not in str(error):
             raise
+
+
+def introduce() -> None:
+    """Prints a line about this process, where it is one of several."""
+    if jax.process_count() == 1:
         return
-    if jax.process_count() > 1:
-        print(_line(), file=sys.stderr, flush=True)
+    own = jax.local_devices()
+    devices = f"{len(own)} of {jax.device_count()} x {own[0].device_kind}"
+    print(f"{title()}: {devices}, pid {os.getpid()}", file=sys.stderr, flush=True)
 
 
 def _check(coordinator: str, processes: int, process: int, heartbeat: int, explicit: bool) -> None:
@@ -91,9 +97,3 @@ def first() -> bool:
 def title() -> str:
     """What this process is called in messages."""
     return f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
-
-
-def _line() -> str:
-    own = jax.local_devices()
-    devices = f"{len(own)} of {jax.device_count()} x {own[0].device_kind}"
-    return f"{title()}: {devices}, pid {os.getpid()}"
