@@ -1,8 +1,10 @@
 """A small training run under `launch local`, seen and harmed from outside."""
 
 import contextlib
+import ctypes
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 EVERY = 5
+# Of inotify.h.
+_IN_ACCESS = 1
 
 
 class Run:
@@ -120,17 +124,6 @@ class Run:
             return any(self.workdir.glob("checkpoints/*.orbax-checkpoint-tmp"))
         return False
 
-    def restoring(self) -> bool:
-        """Whether a process has a file of a checkpoint open for reading."""
-        for pid in self.pids().values():
-            with contextlib.suppress(OSError):
-                for file in Path(f"/proc/{pid}/fd").iterdir():
-                    with contextlib.suppress(OSError):
-                        target = os.readlink(file)
-                        if "/checkpoints/" in target and "tmp" not in target:
-                            return True
-        return False
-
     def bits(self, step: int) -> dict | None:
         """Fingerprints of all arrays of a checkpoint; None where it is gone."""
         path = self.workdir / "checkpoints" / str(step) / "meta" / "metadata"
@@ -146,6 +139,18 @@ class Run:
     def kill(self) -> None:
         """SIGKILL to all processes, which the supervisor outlives."""
         self.signal(signal.SIGKILL)
+
+
+def read_of(directory: Path, seconds: float) -> bool:
+    """Waits until a file under a directory is read; whether one was in time."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_CLOEXEC)
+    try:
+        for folder, _, _ in os.walk(directory):
+            libc.inotify_add_watch(watch, os.fsencode(folder), _IN_ACCESS)
+        return bool(select.select([watch], [], [], seconds)[0])
+    finally:
+        os.close(watch)
 
 
 def wait(true: Callable[[], bool], seconds: float, what: str, every: float = 0.003) -> None:
