@@ -64,6 +64,7 @@ def kill_in_save(run: Run, chance: random.Random, *which: int) -> str:
 
 def kill_in_restore(run: Run, chance: random.Random, *which: int) -> str:
     _later(run, chance)
+    wait(lambda: bool(run.checkpoints()), PATIENCE, "there is no checkpoint")
     # Stopped first, so that no other checkpoint comes in between.
     run.signal(signal.SIGSTOP)
     before, newest = run.step(), run.workdir / "checkpoints" / str(run.checkpoints()[-1])
