@@ -22,6 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 import beartype
 import hypothesis
 import jax
+import orbax.checkpoint as ocp
 import pytest
 from absl import flags
 from jaxtyping import install_import_hook
@@ -74,6 +75,17 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
 
 
+# XLA's older code generator takes half of the time of the newer one to compile a training step, and
+# in one piece: the other cores have tests of their own.
+QUICK_COMPILATION = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
+def pytest_configure(config):
+    if not config.option.slow:
+        # Read when the first program is compiled.
+        os.environ["XLA_FLAGS"] += f" {QUICK_COMPILATION}"
+
+
 # Files of a minute or more, begun first so that no process is left alone with one at the end.
 LONG = ("test_resume.py", "test_loop.py", "test_determinism.py")
 
@@ -92,9 +104,29 @@ def pytest_collection_modifyitems(config, items):
 def compilation(request):
     """Compiles with few optimizations: most of a test's time is compilation.
 
-    Not with --slow, and not in programs that tests start.
+    Not with --slow, and not in programs that tests start, which have the flags alone.
     """
     jax.config.update("jax_disable_most_optimizations", not request.config.option.slow)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def whole_arrays():
+    """Orbax writes small arrays in one piece, not an eighth from each device.
+
+    To cut them takes longer than a tiny network's step: a second or two a checkpoint.
+    """
+    handler = ocp.type_handlers.get_type_handler(jax.Array)
+    handler._min_slice_bytes_for_replica_parallel = 2**20
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Runs of this module see one of the eight devices: its programs compile in half the time."""
+    devices = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: devices)
+        patch.setattr(jax, "local_devices", lambda **_: devices)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import pytest
 
 from training import checkpoints
 
-STEPS = 60
+STEPS = 24
 
 
 def start(workdir, devices, *overrides):
@@ -29,9 +29,11 @@ def start(workdir, devices, *overrides):
         "--config.train.accumulate=2",
         "--config.model.channel_mult=1",
         "--config.model.attention_resolutions=()",
-        "--config.log.every=4",
+        "--config.model.middle_attention=False",
+        "--config.log.every=2",
         "--config.log.preview_every=0",
-        "--config.checkpoint.every=10",
+        "--config.log.tensorboard=False",
+        "--config.checkpoint.every=8",
         "--config.optimizer.warmup_steps=5",
         *overrides,
     ]
@@ -76,12 +78,13 @@ def final_arrays(workdir):
 
 @pytest.mark.parametrize(
     ("devices", "mesh"),
-    [pytest.param(1, (), marks=pytest.mark.slow), (8, ("--config.mesh.fsdp=4",))],
+    [pytest.param(1, (), marks=pytest.mark.slow), (4, ("--config.mesh.fsdp=2",))],
 )
 def test_killed_and_resumed_equals_unbroken(tmp_path, devices, mesh):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     finish(start(unbroken, devices, *mesh), unbroken)
-    for step in (8, 36):
+    # Before the first checkpoint, and between the second and the last.
+    for step in (4, 20):
         kill_after(start(broken, devices, *mesh), broken, step)
         assert checkpoints.steps(broken / "checkpoints")[-1:] != [STEPS]
     finish(start(broken, devices, *mesh), broken)

@@ -49,7 +49,7 @@ def checked(config):
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
+def teacher(tmp_path_factory, one_device):
     workdir = tmp_path_factory.mktemp("teacher")
     loop.train(checked(make_config()), str(workdir))
     return str(workdir)
