@@ -12,6 +12,8 @@ TINY = (
     "--config.model.channel_mult=1",
     "--config.model.num_res_blocks=1",
     "--config.model.attention_resolutions=()",
+    "--config.train.batch_size=16",
+    "--config.train.steps=20",
     "--backend=cpu",
 )
 
