@@ -155,9 +155,11 @@ class FrozenCLIP(Teacher):
         embed_images = self.task.embed_images.__wrapped__
         embed_texts = self.task.embed_texts.__wrapped__
         if "image_embedding" in self.shapes:
-            made["image_embedding"] = embed_images(params, batch["image"])
+            made["image_embedding"] = embed_images(params, jnp.asarray(batch["image"]))
         if {"text_embedding", "text_features"} & self.shapes.keys():
-            made["text_embedding"], made["text_features"] = embed_texts(params, batch["tokens"])
+            made["text_embedding"], made["text_features"] = embed_texts(
+                params, jnp.asarray(batch["tokens"])
+            )
         if "tokens" in self.sources:
             made["tokens"] = jnp.asarray(batch["tokens"])
             made["text_mask"] = self.task.text_mask(made["tokens"])
