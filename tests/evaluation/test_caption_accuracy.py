@@ -1,3 +1,4 @@
+import functools
 import io
 
 import numpy as np
@@ -19,11 +20,28 @@ COUNT = 200
 def real():
     """Of each split and size: images and scenes."""
 
+    @functools.cache
     def make(split, size, count=COUNT):
         scenes = [shapes_render.scene(split, index) for index in range(count)]
         return np.stack([shapes_render.render(scene, size) for scene in scenes]), scenes
 
     return make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """Reading takes the time here, and the same images are asked about many things."""
+    read, seen = scenes.read, {}
+
+    def remembered(images):
+        key = images.shape, images.tobytes()
+        if key not in seen:
+            seen[key] = read(images)
+        return seen[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "read", remembered)
+        yield
 
 
 @pytest.mark.parametrize("split", shapes_render.SPLITS)

@@ -35,6 +35,7 @@ def abstract(config):
     return jax.eval_shape(make_edm2_unet(config).init, jax.random.key(0))
 
 
+@functools.cache
 def params_of(config):
     """Initial parameters, with gains away from the zeros that hide most of the network."""
     params = compiled(make_edm2_unet(config).init)(jax.random.key(0))

@@ -23,10 +23,9 @@ def model():
     task = DiffusionTask(freeze(config))
     params = jax.jit(task.init)(jax.random.key(0))
     # The output layer starts at zero: without this every sample would be its own noise.
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = tree.unflatten(
-        [p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda p: p + np.float32(0.05 * rng.standard_normal(p.shape)), jax.device_get(params)
     )
     return build_sampler(config, task), params
 

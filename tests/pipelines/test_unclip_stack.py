@@ -1,7 +1,6 @@
 """The stages of unCLIP as one: trained in order, resumed, asked, measured, refused."""
 
 import contextlib
-import functools
 import json
 import logging
 import shutil
@@ -14,14 +13,13 @@ from PIL import Image
 import evaluation.stack
 from configs import unclip_shapes
 from evaluation.caption_accuracy import caption_accuracy
-from pipelines import generate, text_to_image
+from pipelines import generate
 from pipelines import stack as stacks
 from pipelines.text_to_image import TextToImage
 from training import loop, mesh, stack, tasks, tokens
 from training.components import ConfigError
 from training.config import freeze
 from training.contract import EmbeddingContract
-from training.mesh import make_mesh
 from training.workdir import Workdir
 
 CAPTION = "a small red circle on a white background"
@@ -47,16 +45,6 @@ def tiny(tmp_path):
     config.stages.clip.embed.statistics = 32
     config.generate.batch_size = 8
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Programs for one of the eight devices compile in half the time; there are a dozen here."""
-    make = functools.partial(make_mesh, devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (mesh, text_to_image):
-            patch.setattr(module, "make_mesh", make)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import jax
@@ -39,7 +40,7 @@ def frozen(config):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run with a profile."""
-    config = make_config()
+    config = make_config(max_bad_steps=2)
     config.profile = 2
     workdir = tmp_path_factory.mktemp("trained")
     loop.train(frozen(config), str(workdir))
@@ -96,7 +97,7 @@ def test_finished_run_is_left_alone(trained, caplog):
 
 def test_other_network_is_refused(trained):
     _, workdir = trained
-    other = make_config()
+    other = make_config(max_bad_steps=2)
     other.model.channels = 64
     with pytest.raises(ConfigError, match=r"config\.model\.channels: 32 -> 64"):
         loop.train(frozen(other), str(workdir))
@@ -117,19 +118,19 @@ def test_batch_must_divide_over_the_devices(tmp_path):
         loop.train(frozen(config), str(tmp_path))
 
 
-def test_nan_stops_the_run_and_names_the_step_and_the_checkpoint(tmp_path, monkeypatch):
+def test_nan_stops_the_run_and_names_the_step_and_the_checkpoint(trained, tmp_path, monkeypatch):
     to_model = diffusion.to_model
 
     def poisoned(images):
         return to_model(images) * np.nan
 
-    config = make_config(max_bad_steps=2)
-    loop.train(frozen(config), str(tmp_path))
-    (tmp_path / "checkpoints" / "6").rename(tmp_path / "aside")
+    config, workdir = trained
+    run = shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "6")
     monkeypatch.setattr(diffusion, "to_model", poisoned)
     with pytest.raises(TrainingFailed, match=r"from 4 on, 2 in a row.*last good.*step 3"):
-        loop.train(frozen(config), str(tmp_path))
-    assert checkpoints.steps(tmp_path / "checkpoints") == [3]
+        loop.train(frozen(config), str(run))
+    assert checkpoints.steps(run / "checkpoints") == [3]
 
 
 def remembering(**train):

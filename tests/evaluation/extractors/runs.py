@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from training import checkpoints, tasks
 from training.config import freeze
@@ -14,12 +15,11 @@ def start(path, config, step=3):
     Workdir(path).start(config, [])
     task = tasks.make_task(freeze(config))
     shapes = jax.eval_shape(task.init, jax.random.key(0))
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    draws = [0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    params = structure.unflatten(draws)
+    rng = np.random.default_rng(1)
+    draws = jax.tree.map(lambda s: np.float32(0.2 * rng.standard_normal(s.shape)), shapes)
+    params = jax.device_put(draws)
     zero = jnp.zeros((), jnp.int32)
-    rest = {"opt_state": {"count": zero}, "task": {}, "metrics": {}, "rng": keys[0]}
+    rest = {"opt_state": {"count": zero}, "task": {}, "metrics": {}, "rng": jax.random.key(0)}
     counters = dict.fromkeys(("step", "window", "bad_steps", "bad_streak", "bad_since"), zero)
     store = checkpoints.Checkpoints(Workdir(path).checkpoints)
     store.save(step, TrainState(params=params, ema={"default": params}, **rest, **counters), {})
