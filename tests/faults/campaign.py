@@ -318,7 +318,8 @@ def main() -> int:
                 (options.root / "disk-logs").mkdir()
                 (disk / "run").mkdir()
                 (disk / "run" / "logs").symlink_to(options.root / "disk-logs")
-                run, whole = pair("run", 150 * len(plan), 1, root=disk)
+                flag = "--config.train.stall_seconds=60.0"
+                run, whole = pair("run", 150 * len(plan), 1, flag, root=disk)
                 rows += harm(run, whole, "1 process, disk of 64 MB", plan, chance)
         if "two" in options.only:
             plan = [each for each in two(options.count) if options.faults in each[0]]
