@@ -16,11 +16,14 @@ class Watchdog:
     A process that dies is noticed by JAX itself (`--heartbeat`); one that hangs answers heartbeats
     for ever. All processes of a run wait for the one that hangs, so all of them end.
 
+    Where a library hangs with Python's lock in hand no thread of Python can do that; then
+    faulthandler's own thread tells where, and ends the process like a crash (exit code 1).
+
     Args:
         limit: seconds without a `beat` after which the process ends; 0: never.
         doing: says what the process is busy with, for the message; 'compile' is allowed any time.
         who: what the process is called in the message.
-        end: replaces the end of the process, for tests.
+        end: replaces the end of the process, for tests; without Python's lock it is not asked.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self._limit / 10)):
+            faulthandler.dump_traceback_later(self._limit, exit=True, file=sys.__stderr__)
             doing = self._doing()
             if doing == "compile":
                 self._last = time.monotonic()
@@ -61,4 +65,5 @@ class Watchdog:
                 )
                 faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
                 self._end(RETRY)
-                return
+                break
+        faulthandler.cancel_dump_traceback_later()

@@ -141,16 +141,20 @@ def remove(part: str) -> Callable[[Path], None]:
 
 def fill_disk(run: Run, chance: random.Random) -> str:
     _later(run, chance)
-    seen = run.log().count("trying again")
+    seen, old = run.log().count("trying again"), set(run.pids().values())
+
+    def told() -> bool:
+        return run.log().count("trying again") > seen or old.isdisjoint(run.pids().values())
+
     with (run.workdir / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
         while True:
             filler.write(bytes(1 << 12))
     try:
-        wait(lambda: run.log().count("trying again") > seen, PATIENCE, "a full disk is not told of")
+        wait(told, PATIENCE, "a full disk is not told of")
         time.sleep(chance.uniform(0, 3))
     finally:
         (run.workdir / "filler").unlink()
-    return ""
+    return "" if old == set(run.pids().values()) else "ended by the watchdog and started again"
 
 
 def fill_disk_and_kill(run: Run, chance: random.Random) -> str:
@@ -318,7 +322,7 @@ def main() -> int:
                 (options.root / "disk-logs").mkdir()
                 (disk / "run").mkdir()
                 (disk / "run" / "logs").symlink_to(options.root / "disk-logs")
-                flag = "--config.train.stall_seconds=60.0"
+                flag = "--config.train.stall_seconds=20.0"
                 run, whole = pair("run", 150 * len(plan), 1, flag, root=disk)
                 rows += harm(run, whole, "1 process, disk of 64 MB", plan, chance)
         if "two" in options.only:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 
@@ -36,6 +38,22 @@ def test_progress_and_compilation_keep_it_quiet():
     compiling, ended, _ = watched(0.2, lambda: "compile")
     assert not ended.wait(1.0)
     compiling.close()
+
+
+def test_ends_a_process_in_which_a_library_holds_the_lock():
+    # usleep by ctypes.PyDLL keeps Python's lock, as a library may that waits for another thread.
+    program = """if True:
+        import ctypes, time
+        from training.watchdog import Watchdog
+        watchdog = Watchdog(0.5, lambda: "step")
+        time.sleep(0.3)
+        ctypes.PyDLL(None).usleep(60_000_000)
+    """
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "most recent call first" in done.stderr
+    assert time.monotonic() - start < 50
 
 
 def test_zero_is_never():
