@@ -172,6 +172,7 @@ class _Tracer:
 
     def __init__(self, workdir: Workdir, start: int, count: int):
         self._directory, self._start, self._stop = workdir.profile, start, start + count
+        self._running = False
 
     def after(self, step: int, state) -> None:
         """Starts or stops the trace where this step is its border."""
@@ -179,10 +180,17 @@ class _Tracer:
             return
         if step == self._start:
             jax.profiler.start_trace(self._directory)
+            self._running = True
         if step == self._stop:
             jax.block_until_ready(state)
-            jax.profiler.stop_trace()
+            self.close()
             log.info("profile of steps %d to %d: %s", self._start + 1, step, self._directory)
+
+    def close(self) -> None:
+        """Ends a trace that is still going on: it would take memory for ever."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
 
 
 def train(config: ConfigDict, directory: str) -> None:
@@ -233,7 +241,7 @@ def train(config: ConfigDict, directory: str) -> None:
         batches = closing(
             input_pipeline.device_batches(loader, run.batch_sharding(), config.data.prefetch)
         )
-        tracer = _Tracer(workdir, first + config.log.every, config.profile)
+        tracer = closing(_Tracer(workdir, first + config.log.every, config.profile))
         for step in range(first + 1, steps + 1):
             with timer("data"):
                 batch, position = next(batches)
