@@ -44,4 +44,6 @@ def test_rows_of_both_processes_are_in_order_on_every_mesh():
     for process, (lines, _) in enumerate(told):
         expected = [f"{sizes} {(process, 2)} {rows}" for sizes in halves]
         # Both hold all rows, and load all of them.
-        assert lines.splitlines() == [*expected, f"{(1, 1, 4)} {(0, 1)} {rows}"]
+        # Gloo writes of its own on the same stream.
+        found = [line for line in lines.splitlines() if line.startswith("(")]
+        assert found == [*expected, f"{(1, 1, 4)} {(0, 1)} {rows}"]
