@@ -1,6 +1,7 @@
 """Runs on this host: one process or several, watched, and started again when they end badly."""
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -160,4 +161,10 @@ def _folder(job: Job, options: argparse.Namespace) -> Path:
 
 def _say(name: str) -> Callable[[str], None]:
     prefix = f"launch: {name}: " if name else "launch: "
-    return lambda message: print(prefix + message, flush=True)
+
+    def say(message: str) -> None:
+        # A full disk under the output is no reason to stop a run.
+        with contextlib.suppress(OSError):
+            print(prefix + message, flush=True)
+
+    return say

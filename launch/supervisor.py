@@ -1,5 +1,6 @@
 """Keeps the processes of one run going on this host: starts, watches, stops and starts again."""
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -112,9 +113,10 @@ class Supervisor:
         for index, command in enumerate(self._commands()):
             path = self._log(index)
             head = f"--- start {self._starts} of process {index}, {time.strftime('%F %T')}: "
-            with path.open("ab") as log:
-                log.write(f"{head}{shlex.join(command.argv)}\n".encode())
-                log.flush()
+            with path.open("ab", buffering=0) as log:
+                # A full disk under a log is no reason to stop a run.
+                with contextlib.suppress(OSError):
+                    log.write(f"{head}{shlex.join(command.argv)}\n".encode())
                 if index == 0:
                     self._shown = log.tell()
                 kept = [sys.executable, keeper.__file__, str(os.getpid()), *command.argv]
@@ -197,5 +199,6 @@ class Supervisor:
             text = log.read()
         self._shown += len(text)
         if text:
-            sys.stdout.buffer.write(text)
-            sys.stdout.buffer.flush()
+            with contextlib.suppress(OSError):
+                sys.stdout.buffer.write(text)
+                sys.stdout.buffer.flush()

@@ -21,18 +21,21 @@ def start(tmp_path):
     """Starts `python -m launch local` in a session of its own, which is ended with the test."""
     started = []
 
-    def start(plan: str, *options: str, workdir: str = "run") -> subprocess.Popen:
+    def start(
+        plan: str, *options: str, workdir: str = "run", output: Path | None = None
+    ) -> subprocess.Popen:
         command = [sys.executable, "-m", "launch", "local", "--config=configs/digits.py:smoke"]
         command += [f"--workdir={tmp_path / workdir}", f"--program={DUMMY}", f"--env=DUMMY={plan}"]
         command += ["--delay=0.05", "--grace=1", *options]
+        output = output or tmp_path / f"output-{len(started)}"
         launcher = subprocess.Popen(
             command,
             cwd=ROOT,
-            stdout=(tmp_path / f"output-{len(started)}").open("wb"),
+            stdout=output.open("wb"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        launcher.output = tmp_path / f"output-{len(started)}"
+        launcher.output = output
         started.append(launcher)
         return launcher
 
@@ -91,6 +94,13 @@ def test_crashes_are_tried_again(start, tmp_path):
         assert re.findall(r"start (\d) of 0:", text) == ["0", "1", "2"]
     heads = re.findall(r"^--- start (\d) of process 0, .*dummy\.py", log(tmp_path / "run"), re.M)
     assert heads == ["1", "2", "3"]
+
+
+def test_a_full_disk_under_its_output_does_not_stop_a_run(start, tmp_path):
+    # What is written to this device fails as on a full disk.
+    start("crash|done", output=Path("/dev/full")).wait(HARD_LIMIT)
+    assert starts(tmp_path / "run") == 2
+    assert re.findall(r"start (\d) of 0:", log(tmp_path / "run")) == ["0", "1"]
 
 
 def test_another_launch_appends_to_the_logs(start, tmp_path):
