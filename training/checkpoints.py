@@ -137,6 +137,7 @@ class Checkpoints:
             ConfigError: it holds other arrays than `abstract`.
             damage.Damaged: what was read is not what was written.
         """
+        self._wait()
         stored = self._read(abstract, step)
         _check_bits(stored)
         return _train_state(stored), stored.data
@@ -150,6 +151,7 @@ class Checkpoints:
             ConfigError: all checkpoints are damaged; or one holds other arrays than `abstract`.
             TryAgain: a checkpoint cannot be read just now.
         """
+        self._wait()
         there = damage.agreed_steps(steps(self.directory))
         broken: dict[int, str] = {}
         for step in reversed(there):
