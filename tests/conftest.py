@@ -84,6 +84,8 @@ def pytest_configure(config):
     if not config.option.slow:
         # Read when the first program is compiled.
         os.environ["XLA_FLAGS"] += f" {QUICK_COMPILATION}"
+        # For programs that tests start; this process has read its environment already.
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 # Files of a minute or more, begun first so that no process is left alone with one at the end.
@@ -102,10 +104,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True, scope="session")
 def compilation(request):
-    """Compiles with few optimizations: most of a test's time is compilation.
-
-    Not with --slow, and not in programs that tests start, which have the flags alone.
-    """
+    """Compiles with few optimizations, but not with --slow: most of a test's time is compilation."""
     jax.config.update("jax_disable_most_optimizations", not request.config.option.slow)
 
 

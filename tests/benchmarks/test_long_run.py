@@ -6,7 +6,7 @@ import input_pipeline
 from benchmarks import long_run
 
 
-def test_watches_the_real_loop(tmp_path, capsys, monkeypatch):
+def test_watches_the_real_loop(tmp_path, capsys, monkeypatch, one_device):
     # It cannot be undone, and this process has other tests to run.
     monkeypatch.setattr(long_run.allocator, "keep_freed_memory", lambda: None)
     original = input_pipeline.device_batches
