@@ -21,16 +21,23 @@ def fingerprints(tree: Any) -> dict[str, tuple[str, tuple[int, ...], int]]:
 
     All processes of a run have to call it, with the same tree.
     """
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        raw = raw_bits(leaf)
-        on_host = raw.is_fully_addressable and raw.platform() == "cpu" and raw.size <= _SMALL
-        found[partition.name(path)] = (
-            *kind(leaf),
-            of_host(np.asarray(raw)) if on_host else of_device(raw),
-        )
-    values = jax.device_get({key: value for key, (_, _, value) in found.items()})
-    return {key: (*found[key][:2], int(value)) for key, value in values.items()}
+    leaves = {partition.name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    raw = {name: raw_bits(leaf) for name, leaf in leaves.items()}
+    found = {name: of_host(np.asarray(x)) for name, x in raw.items() if _on_host(x)}
+    found |= _of_devices({name: x for name, x in raw.items() if name not in found})
+    return {name: (*kind(leaf), int(found[name])) for name, leaf in leaves.items()}
+
+
+def _on_host(raw: jax.Array) -> bool:
+    return raw.is_fully_addressable and raw.platform() == "cpu" and raw.size <= _SMALL
+
+
+def _of_devices(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """All in one program: several that wait for other processes may run in any order on a CPU.
+
+    Where that is another order in another process, each waits for the other for ever.
+    """
+    return jax.device_get(_each_of_device(arrays)) if arrays else {}
 
 
 def kind(leaf: Any) -> tuple[str, tuple[int, ...]]:
@@ -67,6 +74,9 @@ def of_device(array: jax.Array) -> jax.Array:
         index += position * jnp.uint32(stride % 2**32)
         stride *= words.shape[axis]
     return jnp.sum(_mix(words, index, jnp.uint32), dtype=jnp.uint32)
+
+
+_each_of_device = jax.jit(lambda arrays: jax.tree.map(of_device, arrays))
 
 
 def _mix(words: Any, index: Any, number: type) -> Any:

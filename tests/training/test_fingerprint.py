@@ -56,3 +56,16 @@ def test_names_types_and_shapes_are_told():
     }
     other = fingerprint.fingerprints({"params": {"k": [jax.random.key(1)]}})
     assert other["params/k/0"][2] != found["params/k/0"][2]
+
+
+def test_what_is_on_devices_is_one_program(monkeypatch):
+    """Several that wait for other processes may run in another order in each, and all wait."""
+    tree = {"w": jnp.ones((2, 3)), "b": jnp.zeros(5, jnp.bfloat16), "k": jax.random.key(0)}
+    expected, calls = fingerprint.fingerprints(tree), []
+    program = fingerprint._each_of_device
+    monkeypatch.setattr(fingerprint, "_on_host", lambda raw: False)
+    monkeypatch.setattr(
+        fingerprint, "_each_of_device", lambda arrays: calls.append(len(arrays)) or program(arrays)
+    )
+    assert fingerprint.fingerprints(tree) == expected
+    assert calls == [3]
