@@ -1,11 +1,11 @@
 """Trains for long with everything on, and watches the host: memory, and the time of each step.
 
     python -m benchmarks.long_run --config=configs/digits.py:smoke --steps=2000 --json=out.json \\
-        --config.checkpoint.every=100 --config.log.every=10
+        --config.checkpoint.every=100
 
-The training loop itself runs, with its checkpoints, logs and previews; a step's time is that from
-one request for a batch to the next, so all that holds the loop up is in it. Memory is what the
-process itself holds (RSS), read every tenth of the run after its first tenth.
+The training loop itself runs, with its checkpoints, logs and previews. Every step is logged, so
+each is waited for: its time is that from one request for a batch to the next, with all that holds
+the loop up. Memory is what the process itself holds (RSS), read after every tenth of the run.
 """
 
 import argparse
@@ -64,8 +64,8 @@ def main(arguments: Sequence[str]) -> None:
     if flags.steps < 100:
         parser.error(f"--steps={flags.steps}: must be 100 or more")
     try:
-        steps = f"--config.train.steps={flags.steps}"
-        config = command.checked_config(flags.config, [*overrides, steps])
+        own = [f"--config.train.steps={flags.steps}", "--config.log.every=1"]
+        config = command.checked_config(flags.config, [*overrides, *own])
     except ConfigError as error:
         parser.error(str(error))
     allocator.keep_freed_memory()

@@ -104,7 +104,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True, scope="session")
 def compilation(request):
-    """Compiles with few optimizations, but not with --slow: most of a test's time is compilation."""
+    """Compiles with few optimizations unless --slow: most of a test's time is compilation."""
     jax.config.update("jax_disable_most_optimizations", not request.config.option.slow)
 
 
