@@ -84,8 +84,6 @@ def pytest_configure(config):
     if not config.option.slow:
         # Read when the first program is compiled.
         os.environ["XLA_FLAGS"] += f" {QUICK_COMPILATION}"
-        # For programs that tests start; this process has read its environment already.
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 # Files of a minute or more, begun first so that no process is left alone with one at the end.
@@ -104,7 +102,10 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True, scope="session")
 def compilation(request):
-    """Compiles with few optimizations unless --slow: most of a test's time is compilation."""
+    """Compiles with few optimizations: most of a test's time is compilation.
+
+    Not with --slow, and not in programs that tests start, which have the flags alone.
+    """
     jax.config.update("jax_disable_most_optimizations", not request.config.option.slow)
 
 
