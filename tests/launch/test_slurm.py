@@ -196,7 +196,8 @@ def test_two_tasks_train_together(cluster, tmp_path):
     wait_for(lambda: not squeue(), 240)
     told = text(workdir, "*.log")
     assert state(job) == "COMPLETED", told
-    assert "on 2 x cpu" in text(workdir, "process-1.log")
+    assert "process 1 of 2 on " in text(workdir, "process-1.log")
+    assert ": 1 of 2 x cpu, " in text(workdir, "process-1.log")
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
     assert steps == [1, 2, 3, 4]
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
