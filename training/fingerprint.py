@@ -24,20 +24,13 @@ def fingerprints(tree: Any) -> dict[str, tuple[str, tuple[int, ...], int]]:
     leaves = {partition.name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
     raw = {name: raw_bits(leaf) for name, leaf in leaves.items()}
     found = {name: of_host(np.asarray(x)) for name, x in raw.items() if _on_host(x)}
-    found |= _of_devices({name: x for name, x in raw.items() if name not in found})
+    rest = {name: x for name, x in raw.items() if name not in found}
+    found |= jax.device_get(_of_devices(rest))
     return {name: (*kind(leaf), int(found[name])) for name, leaf in leaves.items()}
 
 
 def _on_host(raw: jax.Array) -> bool:
     return raw.is_fully_addressable and raw.platform() == "cpu" and raw.size <= _SMALL
-
-
-def _of_devices(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """All in one program: several that wait for other processes may run in any order on a CPU.
-
-    Where that is another order in another process, each waits for the other for ever.
-    """
-    return jax.device_get(_each_of_device(arrays)) if arrays else {}
 
 
 def kind(leaf: Any) -> tuple[str, tuple[int, ...]]:
@@ -76,7 +69,13 @@ def of_device(array: jax.Array) -> jax.Array:
     return jnp.sum(_mix(words, index, jnp.uint32), dtype=jnp.uint32)
 
 
-_each_of_device = jax.jit(lambda arrays: jax.tree.map(of_device, arrays))
+@jax.jit
+def _of_devices(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """All in one program: several that wait for other processes may run in any order on a CPU.
+
+    Where that is another order in another process, each waits for the other for ever.
+    """
+    return {name: of_device(array) for name, array in arrays.items()}
 
 
 def _mix(words: Any, index: Any, number: type) -> Any:

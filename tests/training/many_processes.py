@@ -1,4 +1,4 @@
-"""Runs main.py, or a restore, in several processes on this host."""
+"""Runs main.py, a restore or another program in several processes on this host."""
 
 import os
 import socket
@@ -42,6 +42,11 @@ def run(command, processes, devices, log, timeout=500):
             process.kill()
 
 
+def given():
+    """The flags of this process, those that `run` adds among them, by name."""
+    return dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+
+
 def restore(workdir, out, coordinator, processes, process):
     """Restores the newest checkpoint and stores the pieces that this process holds."""
     import jax
@@ -67,13 +72,13 @@ def restore(workdir, out, coordinator, processes, process):
 
 
 if __name__ == "__main__":
-    given = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
-    coordinator = given["coordinator"]
+    flags = given()
+    coordinator = flags["coordinator"]
     alone = coordinator == "none"
     restore(
-        given["workdir"],
-        given["out"],
+        flags["workdir"],
+        flags["out"],
         coordinator,
-        0 if alone else int(given["processes"]),
-        -1 if alone else int(given["process"]),
+        0 if alone else int(flags["processes"]),
+        -1 if alone else int(flags["process"]),
     )

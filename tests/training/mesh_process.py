@@ -1,17 +1,14 @@
-"""One process of two: puts its rows of a batch on meshes over both; run by test_mesh_processes.
-
-python tests/training/mesh_process.py PORT PROCESS
-"""
-
-import sys
+"""One process of several: puts its rows of a batch on meshes over all of them."""
 
 import jax
 import numpy as np
 
+from tests.training import many_processes
 from training import mesh as meshes
+from training import processes
 
-port, process = map(int, sys.argv[1:])
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, process, heartbeat_timeout_seconds=20)
+flags = many_processes.given()
+processes.join(flags["coordinator"], int(flags["processes"]), int(flags["process"]))
 BATCH = np.arange(8)
 for sizes in ((4, 1, 1), (1, 4, 1), (2, 2, 1), (1, 2, 2), (2, 1, 2), (1, 1, 4)):
     mesh = meshes.make_mesh(*sizes)

@@ -62,10 +62,10 @@ def test_what_is_on_devices_is_one_program(monkeypatch):
     """Several that wait for other processes may run in another order in each, and all wait."""
     tree = {"w": jnp.ones((2, 3)), "b": jnp.zeros(5, jnp.bfloat16), "k": jax.random.key(0)}
     expected, calls = fingerprint.fingerprints(tree), []
-    program = fingerprint._each_of_device
+    program = fingerprint._of_devices
     monkeypatch.setattr(fingerprint, "_on_host", lambda raw: False)
     monkeypatch.setattr(
-        fingerprint, "_each_of_device", lambda arrays: calls.append(len(arrays)) or program(arrays)
+        fingerprint, "_of_devices", lambda arrays: calls.append(len(arrays)) or program(arrays)
     )
     assert fingerprint.fingerprints(tree) == expected
     assert calls == [3]
