@@ -1,5 +1,6 @@
 """What the three U-Nets of EDM (DDPM++, NCSN++, ADM) are made of: settings, resampling, block."""
 
+import abc
 import dataclasses
 import difflib
 import itertools
@@ -21,7 +22,7 @@ Image = Float[Array, "batch height width channels"]
 
 
 @dataclasses.dataclass(frozen=True)
-class EDMUNetConfig:
+class EDMUNetConfig(abc.ABC):
     """Fields and checks that the U-Nets of EDM share; see `song_unet` in configs/networks.py.
 
     What an architecture fixes is a class variable of its subclass. Fields that cannot go together
@@ -68,18 +69,18 @@ class EDMUNetConfig:
         return tuple(self.channels * mult for mult in self.channel_mult)
 
     @property
+    @abc.abstractmethod
     def stem(self) -> int:
         """Channels of the first convolution."""
-        raise NotImplementedError
 
     @property
     def resolutions(self) -> tuple[int, ...]:
         """Side of the feature map of each level in pixels, finest first."""
         return tuple(self.image_size >> level for level in range(len(self.channel_mult)))
 
+    @abc.abstractmethod
     def heads(self, width: int) -> int:
         """Attention heads of a feature map of `width` channels."""
-        raise NotImplementedError
 
     def __post_init__(self):
         for name, allowed in self.choices.items():

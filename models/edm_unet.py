@@ -1,5 +1,7 @@
 """Encoder, middle and decoder that DDPM++, NCSN++ and EDM's ADM share (Karras et al., 2022)."""
 
+import abc
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -88,11 +90,11 @@ class EDMUNet(nnx.Module):
         self.norm_out = norm(config, width)
         self.conv_out = last(Conv(width, config.out_channels, zero=True, **exact), config)
 
+    @abc.abstractmethod
     def embed(
         self, time: Num[Array, " batch"], condition: Condition
     ) -> Float[Array, "batch embedding"]:
         """What the blocks are told of time and condition, after its activation; float32."""
-        raise NotImplementedError
 
     def __call__(
         self,

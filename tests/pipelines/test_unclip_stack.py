@@ -34,6 +34,7 @@ def tiny(tmp_path):
         # A split of a thousand scenes, all of which are embedded.
         stage.data.source = SOURCE
         stage.train.update(steps=4, batch_size=8)
+        stage.optimizer.name = "adam()"  # compiles sooner than Muon
         stage.checkpoint.every = 2
         stage.log.update(every=2, preview_every=0, tensorboard=False)
         if name in ("decoder", "upsampler"):
