@@ -43,8 +43,9 @@ def prepare(config: ConfigDict, source, workdir: Workdir) -> Tokenizer | None:
         atomic_write(workdir.tokenizer, made.to_json().encode())
     multihost_utils.sync_global_devices("tokenizer")
     tokenizer = read(workdir)
-    rows = config.model.get("vocab_size", tokenizer.vocab_size)
-    if tokenizer.vocab_size > rows:
+    # Without a table of its own (none, or 0) a network is given what a CLIP says of the tokens.
+    rows = config.model.get("vocab_size", 0)
+    if 0 < rows < tokenizer.vocab_size:
         raise ConfigError(
             f"config.model.vocab_size = {rows}: must be {tokenizer.vocab_size} or more, the ids of "
             f"config.data.tokenizer = {spec!r}"
