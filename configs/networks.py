@@ -254,7 +254,7 @@ def unclip_decoder() -> ConfigDict:
     fields.text_depth = 24
     fields.text_heads = 32
     # Or, above 0: features of that width of each token, and text embeddings, come from a frozen
-    # CLIP and are projected; text_depth is 0 then.
+    # CLIP and are projected; text_depth is 0 then, and vocab_size may be.
     fields.text_dim = 0
     return fields
 

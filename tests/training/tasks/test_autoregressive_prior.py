@@ -6,6 +6,7 @@ import pytest
 
 from models.autoregressive_prior import DOT
 from models.caption import NO_TEXT
+from tests.training.tasks.descent import descend
 from training import command_line, tasks
 from training.components import ConfigError
 
@@ -60,19 +61,7 @@ def test_it_learns_a_map_by_heart():
         model__components=8,
         train__batch_size=16,
     )
-    optimizer = optax.adam(3e-3)
-
-    @jax.jit
-    def run(params, pairs):
-        def step(carry, k):
-            params, state = carry
-            slope = jax.grad(lambda p: task.loss(p, {}, pairs, KEY)[0])(params)
-            updates, state = optimizer.update(slope, state)
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(250))[0][0]
-
-    params = run(task.init(KEY), PAIRS)
+    params, _ = descend(task, task.init(KEY), PAIRS, [KEY] * 250, optax.adam(3e-3))
     loss, (metrics, _) = task.loss(params, {}, PAIRS, KEY)
     assert loss < 0.05
     assert metrics["accuracy"] > 0.99

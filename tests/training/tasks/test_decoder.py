@@ -15,6 +15,7 @@ from input_pipeline.convert import convert
 from input_pipeline.sources.base import Source
 from models.caption import NO_IMAGE, NO_TEXT
 from pipelines import sampling
+from tests.training.tasks.descent import descend
 from training import checkpoints, loop, sampler, tasks
 from training.components import ConfigError
 from training.config import freeze, validate
@@ -297,19 +298,8 @@ def test_training_lowers_the_loss_and_both_conditions_do(records, batch):
     config = ConfigDict(config.to_dict())
     config.diffusion.update(parameterization="x0", loss="simple", variance="fixed")
     task = tasks.make_task(config)
-    optimizer = optax.adam(1e-2)
-
-    @jax.jit
-    def update(params, memory, rng):
-        loss, slopes = jax.value_and_grad(lambda p: task.loss(p, {}, batch, rng)[0])(params)
-        change, memory = optimizer.update(slopes, memory)
-        return optax.apply_updates(params, change), memory, loss
-
-    params, losses = task.init(KEY), []
-    memory = optimizer.init(params)
-    for rng in jax.random.split(KEY, 150):
-        params, memory, loss = update(params, memory, rng)
-        losses.append(loss)
+    rngs = jax.random.split(KEY, 150)
+    params, losses = descend(task, task.init(KEY), batch, rngs, optax.adam(1e-2))
     assert np.mean(losses[-20:]) < 0.3 * np.mean(losses[:5])
 
     images, _ = task.examples(batch, KEY, KEY)

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from configs import networks
+from tests.training.tasks.descent import descend
 from training import command_line, tasks
 from training.components import ConfigError
 from training.tasks.regression_prior import text_as_image
@@ -23,26 +24,10 @@ PAIRS = LINEAR.embeddings.read(2048)
 KEY = jax.random.key(0)
 
 
-def descend(task, steps, rate):
-    """Parameters and loss after Adam on the whole of the pairs."""
+def trained(task, steps, rate):
+    """Parameters and losses after Adam on the whole of the pairs."""
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
-
-    @jax.jit
-    def run(params, pairs):
-        value = lambda p: task.loss(p, {}, pairs, KEY)[0]  # noqa: E731
-
-        def step(carry, _):
-            params, state = carry
-            loss, slope = jax.value_and_grad(value)(params)
-            updates, state = optimizer.update(slope, state)
-            return (optax.apply_updates(params, updates), state), loss
-
-        (params, _), losses = jax.lax.scan(
-            step, (params, optimizer.init(params)), None, length=steps
-        )
-        return params, losses
-
-    return run(task.init(KEY), PAIRS)
+    return descend(task, task.init(KEY), PAIRS, [KEY] * steps, optimizer)
 
 
 def test_a_batch_has_embeddings_alone():
@@ -51,7 +36,7 @@ def test_a_batch_has_embeddings_alone():
 
 def test_the_linear_prior_becomes_least_squares():
     """Which is the posterior's mean here: the loss ends at the variance that is left, 0.25."""
-    params, losses = descend(LINEAR, 400, 0.05)
+    params, losses = trained(LINEAR, 400, 0.05)
     text, image = PAIRS["text_embedding"], PAIRS["image_embedding"]
     design = np.concatenate([text, np.ones((2048, 1))], axis=1)
     solution = np.linalg.lstsq(design, image, rcond=None)[0]
@@ -64,7 +49,7 @@ def test_the_linear_prior_becomes_least_squares():
 
 def test_the_mlp_learns_the_map():
     task = make("regression_prior(scale=1.0, normalize=False)", "mlp_prior", width=32, depth=2)
-    _, losses = descend(task, 300, 5e-3)
+    _, losses = trained(task, 300, 5e-3)
     assert losses[0] > 1.0
     assert losses[-1] < 0.35
 
