@@ -177,10 +177,15 @@ def dit() -> ConfigDict:
             "num_heads": 16,
             # Width of the MLP's hidden layer over hidden_size.
             "mlp_ratio": 4.0,
+            # Where a patch lies: 'sincos' as in the paper, or 'learned', from numbers of size 1. Of
+            # few patches the sines hardly differ.
+            "positions": "sincos",
             # Classes the network is conditioned on; 0: unconditional. With null_class, one more
             # row of the table stands for "no label" (classifier-free guidance).
             "num_classes": 1000,
             "null_class": True,
+            # Numbers of a vector that goes where time goes; 0: there is none.
+            "embedding_dim": 0,
             **_computation(),
         }
     )
@@ -256,6 +261,22 @@ def unclip_decoder() -> ConfigDict:
     # Or, above 0: features of that width of each token, and text embeddings, come from a frozen
     # CLIP and are projected; text_depth is 0 then, and vocab_size may be.
     fields.text_dim = 0
+    return fields
+
+
+def unclip_dit() -> ConfigDict:
+    """Fields of a decoder of unCLIP by a DiT (`models.unclip_dit.UnCLIPDiTConfig`).
+
+    A smaller image than DiT's latents, in patches of 2; it is told a caption by a frozen CLIP.
+    """
+    fields = dit()
+    for name in ("num_classes", "null_class"):
+        del fields[name]
+    decoder = unclip_decoder()
+    shared = ("embedding_dim", "embedding_scale", "learned_null", "context_length")
+    fields.update(name="unclip_dit", **{name: decoder[name] for name in shared})
+    # Width of the features of each token, which a frozen CLIP gives.
+    fields.text_dim = 1024
     return fields
 
 
@@ -399,6 +420,7 @@ FIELDS = {
     "dit": dit,
     "unet_encoder": unet_encoder,
     "unclip_decoder": unclip_decoder,
+    "unclip_dit": unclip_dit,
     "clip": clip,
     "prior": prior,
     "autoregressive_prior": autoregressive_prior,

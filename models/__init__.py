@@ -25,6 +25,7 @@ from models.functional import Network, count_parameters
 from models.prior import PriorConfig, make_prior
 from models.song_unet import SongUNetConfig, make_song_unet
 from models.unclip_decoder import UnCLIPDecoderConfig, make_unclip_decoder
+from models.unclip_dit import UnCLIPDiTConfig, make_unclip_dit
 from models.unet import UNetConfig, make_unet
 from models.unet_encoder import UNetEncoderConfig, make_unet_encoder
 
@@ -64,6 +65,7 @@ MODELS: dict[str, Callable[..., Network]] = {
     "dit": _maker(DiTConfig, make_dit),
     "unet_encoder": _maker(UNetEncoderConfig, make_unet_encoder),
     "unclip_decoder": _maker(UnCLIPDecoderConfig, make_unclip_decoder),
+    "unclip_dit": _maker(UnCLIPDiTConfig, make_unclip_dit),
     "clip": _maker(CLIPConfig, make_clip),
     "prior": _maker(PriorConfig, make_prior, images=False),
     "autoregressive_prior": _maker(

@@ -36,8 +36,10 @@ class DiTConfig(Settings):
     depth: int = 28
     num_heads: int = 16
     mlp_ratio: float = 4.0
+    positions: str = "sincos"
     num_classes: int = 1000
     null_class: bool = True
+    embedding_dim: int = 0
     attention: str = "xla"
     remat: bool = False
     dtype: str = "float32"
@@ -53,6 +55,8 @@ class DiTConfig(Settings):
         self._check_common()
         self._positive("in_channels", "out_channels", "image_size", "patch_size", "hidden_size")
         self._positive("depth", "num_heads", "mlp_ratio")
+        self._choose("positions", ("sincos", "learned"))
+        self._require("embedding_dim", self.embedding_dim >= 0, "must not be negative")
         whole = self.image_size % self.patch_size == 0
         self._require("patch_size", whole, f"must divide image_size={self.image_size}")
         # Sines and cosines of row and column, a quarter each.
@@ -113,7 +117,7 @@ class Block(nnx.Module):
 
 
 class DiT(nnx.Module):
-    """A transformer over the patches of x, told of time and (by config) of a label.
+    """A transformer over the patches of x, told of time and (by config) of a label or a vector.
 
     The blocks' parameters lie in one tree with a leading axis of length `depth`, and one scan runs
     them: the program that is compiled has one block, whatever the depth.
@@ -132,6 +136,10 @@ class DiT(nnx.Module):
         rows = config.num_classes + config.null_class
         table = nnx.initializers.normal(0.02)
         self.label = nnx.Embed(rows, width, embedding_init=table, rngs=rngs) if rows else None
+        vector = config.embedding_dim
+        self.embedding = Linear(vector, width, **exact) if vector else None
+        learned = config.positions == "learned"
+        self.positions = normal((config.side**2, width), 1.0) if learned else None
         names = config.scalars
         self.scalars = Scalars(names, _TIME_CHANNELS, width) if names else None
         self.blocks = stack(lambda: Block(config), config.depth)
@@ -151,7 +159,8 @@ class DiT(nnx.Module):
         time: any real number; the integer index of the step for a network that is trained so.
         condition: {'label': int [batch]} if the config has classes, where with null_class the
             label num_classes means "no label"; otherwise None. A label beyond that gives NaN.
-            Beside it each of the config's scalars, float [batch], and, never required,
+            Beside it 'embedding' float [batch, embedding_dim], if the config has that, and each of
+            its scalars, float [batch]: they go where time goes. Never required is
             'identity_attention' {block: bool [batch]}: True replaces the attention there, for
             perturbed-attention guidance.
         rngs: not used; a DiT has no dropout.
@@ -159,12 +168,18 @@ class DiT(nnx.Module):
         config = self.config
         condition = dict(condition or {})
         identity = self._identity(condition.pop("identity_attention", {}), len(x))
+        vector = self._vector(condition)
         embedding = self._embed(time, config.label(condition))
+        if vector is not None:
+            embedding += self.embedding(vector)
         if self.scalars is not None:
             embedding += self.scalars(condition)
         embedding = jax.nn.silu(embedding)
         tokens = self.patches(_patchify(x, config.patch_size))
-        tokens += _positions(config.side, config.hidden_size)
+        if self.positions is not None:
+            tokens += self.positions[...]
+        else:
+            tokens += _sines(config.side, config.hidden_size)
         tokens, told = tokens.astype(config.dtype), embedding.astype(config.dtype)
         tokens = scan(self.blocks, tokens, told, each=identity, remat=config.remat)
         shift, scale = jnp.split(self.modulation_out(embedding)[:, None], 2, axis=-1)
@@ -180,6 +195,19 @@ class DiT(nnx.Module):
             )
         off = jnp.zeros(batch, bool)
         return jnp.stack([blocks.get(k, off) for k in range(depth)]) if blocks else None
+
+    def _vector(self, condition: dict) -> Float[Array, "batch embedding"] | None:
+        """Takes the embedding out of the condition, where the config has one."""
+        dim = self.config.embedding_dim
+        if not dim:
+            return None
+        shape = condition["embedding"].shape if "embedding" in condition else ()
+        if shape[1:] != (dim,):
+            raise ValueError(
+                f"condition['embedding'] has shape {shape}: embedding_dim={dim} makes it [batch, "
+                f"{dim}]"
+            )
+        return condition.pop("embedding")
 
     def _embed(self, time, label) -> Float[Array, "batch hidden"]:
         embedding = sinusoidal(time, _TIME_CHANNELS, "adm")
@@ -214,7 +242,7 @@ def _unpatchify(x: Tokens, config: DiTConfig) -> Float[Array, "batch height widt
     return x.reshape(-1, side * size, side * size, channels)
 
 
-def _positions(side: int, channels: int) -> Float[Array, "tokens channels"]:
+def _sines(side: int, channels: int) -> Float[Array, "tokens channels"]:
     """Sines, cosines of the column (first half of the channels), then of the row of each patch."""
     frequencies = 10_000.0 ** (-np.arange(channels // 4) / (channels // 4))
     angle = np.arange(side)[:, None] * frequencies

@@ -1,7 +1,6 @@
 """The decoder of unCLIP: a U-Net told a CLIP image embedding and a caption (Ramesh et al. 2022)."""
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,21 +9,19 @@ from jaxtyping import Array, Bool, Float, Num, PyTree, Shaped
 from models.caption import NO_IMAGE, NO_TEXT
 from models.causal import Block
 from models.functional import Network, functional, normal, scan, stack
+from models.told_of_clip import Told, ToldOfCLIP
 from models.transformer import LayerNorm, Table, linear
 from models.unet import UNet
 from models.unet_config import UNetConfig
 
-Told = Mapping[str, PyTree[Shaped[Array, "batch ..."]]]
 # What a caption is to the context of the U-Net (tokens), and to its embedding of time (a vector).
 Read = tuple[Float[Array, "batch context width"], Float[Array, "batch vector"]]
-_TOKENS = ("tokens", "text_mask")
-_FEATURES = ("text_features", "text_embedding", "text_mask")
 # What the U-Net is told stays float32 up to there: few operations.
 _EXACT = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
-class UnCLIPDecoderConfig(UNetConfig):
+class UnCLIPDecoderConfig(ToldOfCLIP, UNetConfig):
     """What a decoder is; the fields are those of `unclip_decoder` in configs/networks.py.
 
     embedding_dim is that of CLIP. What the U-Net inside is told follows from it and the caption's
@@ -41,30 +38,6 @@ class UnCLIPDecoderConfig(UNetConfig):
     text_depth: int = 0
     text_heads: int = 1
     text_dim: int = 0
-
-    @property
-    def caption(self) -> tuple[str, ...]:
-        """Fields of a batch and of the condition that are the caption; () without one."""
-        if not self.context_length:
-            return ()
-        return _FEATURES if self.text_dim else _TOKENS
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape, for each image, of the embedding and of all that is of the caption."""
-        known = {
-            "image_embedding": (self.embedding_dim,),
-            "text_embedding": (self.embedding_dim,),
-            "text_features": (self.context_length, self.text_dim),
-            "tokens": (self.context_length,),
-            "text_mask": (self.context_length,),
-        }
-        return {name: known[name] for name in ("image_embedding", *self.caption)}
-
-    @property
-    def scale(self) -> float:
-        """What embeddings are multiplied by."""
-        return self.embedding_scale or self.embedding_dim**0.5
 
     @property
     def unet(self) -> UNetConfig:
@@ -96,23 +69,6 @@ class UnCLIPDecoderConfig(UNetConfig):
                 self._require(name, getattr(self, name) > 0, message)
             split = self.text_width % self.text_heads == 0
             self._require("text_heads", split, f"must divide text_width={self.text_width}")
-
-    def check_condition(self, condition: Told | None) -> None:
-        """Raises ValueError where the condition is not what this network takes."""
-        wanted = sorted([*self.shapes, NO_IMAGE, *([NO_TEXT] if self.caption else [])])
-        given = sorted(set(condition or ()) - {"identity_attention"})
-        if given != wanted:
-            raise ValueError(
-                f"condition has {given}, but a decoder with context_length={self.context_length}, "
-                f"text_dim={self.text_dim} takes {wanted}"
-            )
-        for name, shape in self.shapes.items():
-            if condition[name].shape[1:] != shape:
-                raise ValueError(
-                    f"condition[{name!r}] has {condition[name].shape[1:]} for each image, but "
-                    f"embedding_dim={self.embedding_dim}, context_length={self.context_length}, "
-                    f"text_dim={self.text_dim} make it {shape}; set them to those of the data"
-                )
 
 
 class OwnText(nnx.Module):

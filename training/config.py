@@ -323,7 +323,7 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
     if null_class and not classes:
         yield "model.null_class = True: needs classes; set config.model.num_classes"
     # A prior knows "no caption" in place of "no label", a decoder that or "no image embedding".
-    null_text = model.get("null_text", model.name == "unclip_decoder")
+    null_text = model.get("null_text", model.name in ("unclip_decoder", "unclip_dit"))
     yield from _check_guidance(sample.guidance, null_class or null_text)
     dropout = config.diffusion.label_dropout
     if dropout and not null_class:

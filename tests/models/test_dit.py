@@ -230,3 +230,37 @@ def test_registry_takes_the_fields_of_the_config_section():
     fields = dit().to_dict()
     params = jax.eval_shape(MODELS[fields.pop("name")](4, 8, 32, **fields).init, jax.random.key(0))
     assert params == abstract(XL)
+
+
+def test_a_vector_goes_where_time_goes():
+    config = dataclasses.replace(SMALL, num_classes=0, null_class=False, embedding_dim=5)
+    params, (x, time, _) = params_of(config), inputs(config)
+    vector = jnp.asarray(np.random.default_rng(2).standard_normal((BATCH, 5)), jnp.float32)
+    base = forward(config)(params, x, time, {"embedding": vector})
+    # The vector's layer adds nothing of its own but what a bias of time's second layer would.
+    plain = dataclasses.replace(config, embedding_dim=0)
+    own = {name: leaf for name, leaf in params.items() if name != "embedding"}
+    added = vector[0] @ params["embedding"]["kernel"] + params["embedding"]["bias"]
+    own["time2"] = own["time2"] | {"bias": own["time2"]["bias"] + added}
+    expected = forward(plain)(own, x[:1], time[:1], None)
+    np.testing.assert_allclose(base[:1], expected, rtol=1e-4, atol=1e-5)
+    for told in (None, {"embedding": vector[:, :4]}):
+        with pytest.raises(ValueError, match="embedding_dim=5 makes it"):
+            make_dit(config).apply(params, x, time, told)
+
+
+def test_learned_positions_tell_one_patch_from_another():
+    """They begin at size 1; without them the network commutes with a shift by patches."""
+    config = dataclasses.replace(SMALL, positions="learned")
+    params, (x, time, condition) = params_of(config), inputs(config)
+    assert params["positions"].shape == (config.side**2, config.hidden_size)
+    assert initial(config)["positions"].std() == pytest.approx(1.0, abs=0.1)
+    out = forward(config)(params, x, time, condition)
+    turned = jnp.roll(x, 2, axis=1)
+    assert (
+        jnp.abs(forward(config)(params, turned, time, condition) - jnp.roll(out, 2, 1)).max() > 0.1
+    )
+    lost = params | {"positions": jnp.zeros_like(params["positions"])}
+    moved = forward(config)(lost, turned, time, condition)
+    still = forward(config)(lost, x, time, condition)
+    np.testing.assert_allclose(moved, jnp.roll(still, 2, axis=1), rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The decoder of unCLIP: what of embedding and caption reaches the image, and what may not."""
+"""Decoders of unCLIP: what of embedding and caption reaches the image, and what may not."""
 
 import dataclasses
 
@@ -10,6 +10,7 @@ import pytest
 from configs import networks
 from models import MODELS, count_parameters
 from models.unclip_decoder import UnCLIPDecoderConfig, make_unclip_decoder
+from models.unclip_dit import UnCLIPDiTConfig, make_unclip_dit
 
 # Four examples, four image tokens, width 16 of both: a mistaken axis would fit here.
 BATCH, DIM, WORDS, WIDTH = 4, 16, 5, 16
@@ -32,7 +33,21 @@ TOKENS = UnCLIPDecoderConfig(
 )
 FEATURES = dataclasses.replace(TOKENS, text_dim=3, text_depth=0, learned_null=True)
 ALONE = dataclasses.replace(TOKENS, context_length=0)
-CONFIGS = {"tokens": TOKENS, "features": FEATURES, "alone": ALONE}
+DIT = UnCLIPDiTConfig(
+    in_channels=3,
+    out_channels=6,
+    image_size=8,
+    patch_size=4,
+    hidden_size=16,
+    depth=2,
+    num_heads=2,
+    positions="learned",
+    embedding_dim=DIM,
+    learned_null=True,
+    context_length=WORDS,
+    text_dim=3,
+)
+CONFIGS = {"tokens": TOKENS, "features": FEATURES, "alone": ALONE, "dit": DIT}
 X = np.random.RandomState(3).standard_normal((BATCH, 8, 8, 3)).astype("float32")
 TIME = np.array([0, 37, 500, 999])
 MASK = np.arange(WORDS) < np.array([[5], [2], [1], [3]])
@@ -42,7 +57,8 @@ class Case:
     """A small network at weights that leave nothing at zero, and what it is told."""
 
     def __init__(self, config):
-        self.config, self.network = config, make_unclip_decoder(config)
+        make = make_unclip_dit if isinstance(config, UnCLIPDiTConfig) else make_unclip_decoder
+        self.config, self.network = config, make(config)
         shapes = jax.eval_shape(self.network.init, jax.random.key(0))
         random = np.random.RandomState(0)
         self.params = jax.tree.map(
@@ -94,7 +110,7 @@ def case(request, cases):
     return cases[request.param]
 
 
-@pytest.fixture(params=["tokens", "features"])
+@pytest.fixture(params=["tokens", "features", "dit"])
 def with_caption(request, cases):
     return cases[request.param]
 
@@ -195,6 +211,26 @@ def test_every_parameter_is_learned(case):
         assert np.any(leaf != 0), jax.tree_util.keystr(path)
 
 
+def test_a_dit_is_told_a_caption_by_the_mean_of_its_tokens(cases):
+    case = cases["dit"]
+    told = case.told()
+    length = MASK.sum(1)[:, None, None]
+    mean = (MASK[..., None] * told["text_features"]).sum(1, keepdims=True) / length
+    same = case(case.told(text_features=np.broadcast_to(mean, told["text_features"].shape)))
+    np.testing.assert_allclose(same, case(told), atol=1e-5)
+    nothing = case(case.told(text_mask=np.zeros_like(MASK)))
+    assert np.all(np.isfinite(nothing))
+
+
+def test_a_dit_attends_as_others_do(cases):
+    case = cases["dit"]
+    assert case.network.attention == (0, 1)
+    flag = np.array([True, False, False, False])
+    after, base = case(case.told(identity_attention={1: flag})), case(case.told())
+    np.testing.assert_array_equal(after[1:], base[1:])
+    assert difference(after, base)[0] > 1e-4
+
+
 def test_remat_and_bfloat16(cases):
     case = cases["tokens"]
     again = make_unclip_decoder(dataclasses.replace(TOKENS, remat=True, dtype="bfloat16"))
@@ -239,6 +275,21 @@ def test_the_papers_size():
 def test_mistakes_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TOKENS, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"embedding_dim": 0}, "embedding_dim=0: must be positive"),
+        ({"text_dim": 0}, "text_dim=0: must be positive: a caption is known by features of CLIP"),
+        ({"num_classes": 3}, "num_classes=3: a decoder is told of a CLIP alone"),
+        ({"embedding_scale": -1.0}, "embedding_scale=-1.0: must not be negative"),
+        ({"patch_size": 3}, "patch_size=3: must divide image_size=8"),
+    ],
+)
+def test_mistakes_in_a_dit_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(DIT, **fields)
 
 
 def test_another_condition_is_refused(cases):

@@ -23,6 +23,7 @@ COVERED = {
     "dit": (7, 2),
     "unet_encoder": (93, 4),
     "unclip_decoder": (181, 22),
+    "unclip_dit": (7, 2),
     "clip": (9, 5),
     "prior": (6, 6),
     "autoregressive_prior": (4, 7),
@@ -37,7 +38,7 @@ def parameters(name):
     del fields["name"]
     if name not in VECTORS:
         outputs = {"clip": fields.get("embedding_dim"), "unet_encoder": 1000}.get(name, 3)
-        size = {"clip": 224, "dit": 32}.get(name, 64)
+        size = {"clip": 224, "dit": 32, "unclip_dit": 32}.get(name, 64)
         fields |= {"in_channels": 3, "out_channels": outputs, "image_size": size}
     network = models.MODELS[name](**fields)
     tree = jax.eval_shape(network.init, jax.random.key(0))

@@ -15,18 +15,22 @@ from input_pipeline.decoder import Decoder
 from input_pipeline.resize import resize
 from models.caption import NO_IMAGE, NO_TEXT
 from models.unclip_decoder import UnCLIPDecoderConfig
+from models.unclip_dit import UnCLIPDiTConfig
 from training import frozen_clip, guidance, held_out
 from training.components import ConfigError
 from training.sampler import Sampler, build_sampler
 from training.tasks.diffusion import DiffusionTask
 
 Fields = Mapping[str, Shaped[Array | np.ndarray, "batch ..."]]
+_SETTINGS = {"unclip_decoder": UnCLIPDecoderConfig, "unclip_dit": UnCLIPDiTConfig}
 # Types of a batch's fields that are not float32.
 _TYPES = {"tokens": jnp.int32, "text_mask": jnp.bool_}
 
 
 class DecoderTask(DiffusionTask):
-    """Trains the U-Net of `unclip_decoder` on images, their CLIP embeddings and captions.
+    """Trains a U-Net or a DiT on images, their CLIP embeddings and captions.
+
+    The network is `unclip_decoder` or `unclip_dit`.
 
     Embedding and caption are withheld independently (section 2.1). What was withheld in training is
     what guidance compares with: both, by default.
@@ -61,15 +65,17 @@ class DecoderTask(DiffusionTask):
         ):
             self._require(0.0 <= rate <= 1.0, f"{name}={rate} is a probability, from 0 to 1")
         for field, value, wanted in (
-            ("model.name", config.model.name, "unclip_decoder"),
             ("data.field", config.data.field, "image"),
             ("data.device_augmentation", config.data.device_augmentation, ""),
         ):
             self._require(value == wanted, f"config.{field} must be {wanted!r}, not {value!r}")
+        name, known = config.model.name, ", ".join(map(repr, _SETTINGS))
+        if name not in _SETTINGS:
+            raise ConfigError(f"config.model.name must be one of {known}, not {name!r}")
         self.side = size
         super().__init__(config)
         model = {name: value for name, value in config.model.to_dict().items() if name != "name"}
-        described = UnCLIPDecoderConfig(config.data.channels, 1, self.image_shape[0], **model)
+        described = _SETTINGS[name](config.data.channels, 1, self.image_shape[0], **model)
         self.shapes, self.caption = described.shapes, described.caption
         self.embeddings = frozen_clip.Embeddings(config, clip, self.shapes)
         self.teachers = self.embeddings.teachers

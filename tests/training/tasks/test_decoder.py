@@ -371,9 +371,8 @@ def test_mistakes(make, task, message):
 def test_more_mistakes(records, make):
     config = ConfigDict(make_config(records).to_dict())
     config.model = networks.unet()
-    with pytest.raises(
-        ConfigError, match=r"config\.model\.name must be 'unclip_decoder', not 'unet'"
-    ):
+    message = r"config\.model\.name must be one of 'unclip_decoder', 'unclip_dit', not 'unet'"
+    with pytest.raises(ConfigError, match=message):
         tasks.make_task(config)
     with pytest.raises(ConfigError, match="knows labels and 'no label'"):
         _ = make("decoder(embedding_dropout=0, caption_dropout=0)", CFG).sampler
