@@ -5,28 +5,28 @@
 PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= requirements.txt
-WORKDIR ?= runs/digits
-UNCLIP ?= runs/unclip
+WORKDIR ?= runs/unclip
+DIGITS ?= runs/digits
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(REQUIREMENTS)
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart unclip test test-slow lint format clean
+.PHONY: help quickstart digits test test-slow lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-quickstart: $(INSTALLED)  ## train a small model on the CPU, sample from it and evaluate it
-	@$(BIN)/python main.py --config=configs/digits.py --workdir=$(WORKDIR)
-	@$(BIN)/python main.py --mode=sample --workdir=$(WORKDIR)
+quickstart: $(INSTALLED)  ## train unCLIP on scenes of shapes, draw captions, read them back
+	@$(BIN)/python main.py --config=configs/unclip_shapes.py --workdir=$(WORKDIR)
+	@$(BIN)/python main.py --mode=generate --workdir=$(WORKDIR) --prompts=configs/unclip_shapes.txt
 	@$(BIN)/python main.py --mode=evaluate --workdir=$(WORKDIR)
 
-unclip: $(INSTALLED)  ## train all stages of unCLIP on scenes of shapes, draw captions, read them back
-	@$(BIN)/python main.py --config=configs/unclip_shapes.py --workdir=$(UNCLIP)
-	@$(BIN)/python main.py --mode=generate --workdir=$(UNCLIP) --prompts=configs/unclip_shapes.txt
-	@$(BIN)/python main.py --mode=evaluate --workdir=$(UNCLIP)
+digits: $(INSTALLED)  ## train one small model on handwritten digits, sample from it, evaluate it
+	@$(BIN)/python main.py --config=configs/digits.py --workdir=$(DIGITS)
+	@$(BIN)/python main.py --mode=sample --workdir=$(DIGITS)
+	@$(BIN)/python main.py --mode=evaluate --workdir=$(DIGITS)
 
 test: lint  ## check style, then run the tests
 	@$(PYTEST)

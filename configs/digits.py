@@ -1,4 +1,4 @@
-"""Handwritten digits of 8 x 8 pixels, conditioned on their class: the quickstart.
+"""Handwritten digits of 8 x 8 pixels, conditioned on their class.
 
     python main.py --config=configs/digits.py --workdir=runs/digits
     python main.py --mode=sample --workdir=runs/digits

@@ -46,9 +46,9 @@ class UnCLIPDiTConfig(ToldOfCLIP, DiTConfig):
         self._positive("embedding_dim")
         for name in ("embedding_scale", "context_length", "text_dim"):
             self._require(name, getattr(self, name) >= 0, "must not be negative")
-        message = "must be positive: a caption is known by features of CLIP, config.embed."
         known = not self.context_length or self.text_dim
-        self._require("text_dim", known, f"{message}text_features=True")
+        message = "must be positive with a caption: it is known by the features of a CLIP"
+        self._require("text_dim", known, message)
 
 
 class UnCLIPDiT(nnx.Module):

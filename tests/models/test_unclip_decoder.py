@@ -281,7 +281,7 @@ def test_mistakes_are_named(fields, message):
     ("fields", "message"),
     [
         ({"embedding_dim": 0}, "embedding_dim=0: must be positive"),
-        ({"text_dim": 0}, "text_dim=0: must be positive: a caption is known by features of CLIP"),
+        ({"text_dim": 0}, "text_dim=0: must be positive with a caption"),
         ({"num_classes": 3}, "num_classes=3: a decoder is told of a CLIP alone"),
         ({"embedding_scale": -1.0}, "embedding_scale=-1.0: must not be negative"),
         ({"patch_size": 3}, "patch_size=3: must divide image_size=8"),

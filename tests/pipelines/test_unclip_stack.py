@@ -37,10 +37,10 @@ def tiny(tmp_path):
         stage.optimizer.name = "adam()"  # compiles sooner than Muon
         stage.checkpoint.every = 2
         stage.log.update(every=2, preview_every=0, tensorboard=False)
-        if name in ("decoder", "upsampler"):
+        if name == "decoder":
+            stage.model.update(hidden_size=8, num_heads=1)
+        if name == "upsampler":
             stage.model.update(channels=8, channel_mult=(1,), norm_groups=4, num_res_blocks=1)
-            stage.model.attention_resolutions = ()
-            stage.model.update(head_channels=0, num_heads=1)
         stage.sample.steps = 2
     config.splits = ("compositional", "test")
     config.stages.clip.embed.statistics = 32
@@ -107,8 +107,8 @@ def test_a_stage_needs_its_clip(trained, tmp_path):
 def test_another_config_of_a_trained_stage_is_refused_before_anything_is_trained(trained):
     config, root = trained
     changed = config.copy_and_resolve_references()
-    changed.stages.decoder.model.channels = 16
-    message = r"decoder: .*\n.*config.stages.decoder.model.channels: 8 -> 16"
+    changed.stages.decoder.model.hidden_size = 16
+    message = r"decoder: .*\n.*config.stages.decoder.model.hidden_size: 8 -> 16"
     with pytest.raises(ConfigError, match=message):
         stacks.train(freeze(changed), root)
 

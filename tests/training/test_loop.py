@@ -22,7 +22,7 @@ from training.exit_codes import TrainingFailed
 
 
 def make_config(**train):
-    """The quickstart with as little network and as few steps as show everything."""
+    """The digits with as little network and as few steps as show everything."""
     config = digits.get_config("smoke")
     config.model.update(channels=32, channel_mult=(1,), attention_resolutions=())
     config.train.update(steps=6, batch_size=8, **train)
