@@ -5,8 +5,8 @@
         --prompt="a small red circle on a white background"
     python main.py --mode=evaluate --workdir=runs/unclip
 
-`make quickstart` runs these; docs/results/unclip_shapes.md says how long that takes on two CPU cores
-and how many of the pictures are what their captions say. The scenes have one object.
+`make quickstart` runs these; docs/results/unclip_shapes.md says how long that takes on two CPU
+cores and how many of the pictures are what their captions say. The scenes have one object.
 `:full` has both kinds of scenes, larger networks and 64 px; it was not run yet.
 `:priors` has other priors beside the diffusion one, for the comparison of all (docs/priors.md):
 
@@ -154,7 +154,7 @@ def _full(config: ConfigDict) -> None:
     stages.prior.sample.steps = 64
     decoder = stages.decoder
     decoder.task = "decoder(size=16)"
-    decoder.model.update(patch_size=2, hidden_size=256, depth=8, num_heads=8, text_dim=128)
+    decoder.model.update(hidden_size=256, depth=6, num_heads=8, text_dim=128)
     decoder.train.update(steps=60_000, batch_size=128)
     decoder.optimizer.learning_rate = 1e-3
     decoder.sample.guidance = ("classifier_free(scale=1.5)",)
