@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
-from jaxtyping import Array, PyTree, Shaped
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from models.caption import NO_IMAGE, NO_TEXT
 
@@ -38,6 +40,14 @@ class ToldOfCLIP:
     def scale(self) -> float:
         """What embeddings are multiplied by."""
         return self.embedding_scale or self.embedding_dim**0.5
+
+    def image_vector(
+        self, condition: Told, null: nnx.Param | None
+    ) -> Float[Array, "batch embedding"]:
+        """The scaled image embedding; where it is withheld `null`, or zeros if that is None."""
+        absent = condition[NO_IMAGE][:, None]
+        absence = 0.0 if null is None else null[...]
+        return jnp.where(absent, absence, self.scale * condition["image_embedding"])
 
     def check_condition(self, condition: Told | None) -> None:
         """Raises ValueError where the condition is not what this network takes."""

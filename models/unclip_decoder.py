@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Num, PyTree, Shaped
 
-from models.caption import NO_IMAGE, NO_TEXT
+from models.caption import NO_TEXT
 from models.causal import Block
 from models.functional import Network, functional, normal, scan, stack
 from models.told_of_clip import Told, ToldOfCLIP
@@ -150,9 +150,7 @@ class UnCLIPDecoder(nnx.Module):
         """
         config = self.config
         config.check_condition(condition)
-        null = 0.0 if self.null_image is None else self.null_image[...]
-        absent = condition[NO_IMAGE][:, None]
-        image = jnp.where(absent, null, config.scale * condition["image_embedding"])
+        image = config.image_vector(condition, self.null_image)
         shape = (len(image), config.image_tokens, config.text_width)
         told = {"embedding": image, "context": self.image_tokens(image).reshape(shape)}
         if self.text is not None:

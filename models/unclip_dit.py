@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from models.caption import NO_IMAGE, NO_TEXT
+from models.caption import NO_TEXT
 from models.dit import DiT, DiTConfig
 from models.functional import Network, functional, normal
 from models.told_of_clip import Told, ToldOfCLIP
@@ -76,9 +76,7 @@ class UnCLIPDiT(nnx.Module):
         """
         config = self.config
         config.check_condition(condition)
-        null = 0.0 if self.null_image is None else self.null_image[...]
-        absent = condition[NO_IMAGE][:, None]
-        told = [jnp.where(absent, null, config.scale * condition["image_embedding"])]
+        told = [config.image_vector(condition, self.null_image)]
         if self.norm is not None:
             told.append(jnp.where(condition[NO_TEXT][:, None], 0.0, self._text(condition)))
         given = {"embedding": jnp.concatenate(told, axis=-1)}

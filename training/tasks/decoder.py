@@ -69,13 +69,13 @@ class DecoderTask(DiffusionTask):
             ("data.device_augmentation", config.data.device_augmentation, ""),
         ):
             self._require(value == wanted, f"config.{field} must be {wanted!r}, not {value!r}")
-        name, known = config.model.name, ", ".join(map(repr, _SETTINGS))
-        if name not in _SETTINGS:
-            raise ConfigError(f"config.model.name must be one of {known}, not {name!r}")
+        model = config.model.to_dict()
+        network, known = model.pop("name"), ", ".join(map(repr, _SETTINGS))
+        if network not in _SETTINGS:
+            raise ConfigError(f"config.model.name must be one of {known}, not {network!r}")
         self.side = size
         super().__init__(config)
-        model = {name: value for name, value in config.model.to_dict().items() if name != "name"}
-        described = _SETTINGS[name](config.data.channels, 1, self.image_shape[0], **model)
+        described = _SETTINGS[network](config.data.channels, 1, self.image_shape[0], **model)
         self.shapes, self.caption = described.shapes, described.caption
         self.embeddings = frozen_clip.Embeddings(config, clip, self.shapes)
         self.teachers = self.embeddings.teachers
