@@ -7,9 +7,7 @@
 3. Maps smaller than the window: XLA swaps map and window and loses a factor of ten. A product with
    the gathered neighbourhoods is used on every platform; so small a map costs nothing anywhere.
 
-The convolution and its two gradients are JAX primitives and no `custom_vjp`: they are bilinear and
-the gradients of each are the other two, so forward mode, higher derivatives and vmap work. Which
-algorithm it is is decided when a program is lowered for its devices; under vmap it is XLA's.
+The convolution and its two gradients are primitives of `models.bilinear`.
 """
 
 import functools
@@ -18,11 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from models import winograd
+from models.bilinear import bilinear, trilinear
 from models.layers import parameters
 
 Image = Float[Array, "batch height width channels"]
@@ -161,56 +158,19 @@ def _row_products(x, g):
     return jnp.stack(rows).reshape(3, channels, 3, -1).swapaxes(1, 2)
 
 
-# What each primitive stands for, in XLA's own terms.
-PLAIN = {
-    "conv3x3": general,
-    "conv3x3_transposed": _general_transposed,
-    "conv3x3_kernel": _general_kernel,
-}
-
-
-def _bilinear(name: str, cpu, cpus, shape) -> Primitive:
-    """A primitive: `cpu` on one CPU device, `cpus` on several, elsewhere plain XLA."""
-    primitive, plain = Primitive(name), PLAIN[name]
-    primitive.def_impl(jax.jit(primitive.bind))
-    primitive.def_abstract_eval(lambda a, b: a.update(shape=shape(a.shape, b.shape)))
-
-    def lower(ctx, *args):
-        # A loop over a batch that lies on several devices would move it between them.
-        devices = getattr(ctx.module_context.axis_context, "num_devices", 1)
-        function = cpu if devices == 1 else cpus
-        return mlir.lower_fun(function, multiple_results=False)(ctx, *args)
-
-    mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
-    mlir.register_lowering(primitive, lower, platform="cpu")
-    batching.primitive_batchers[primitive] = lambda arguments, axes: (
-        jax.vmap(plain, in_axes=axes)(*arguments),
-        0,
-    )
-    return primitive
-
-
-_value_p = _bilinear("conv3x3", _cpu_value, general, lambda x, k: (*x[:-1], k[3]))
-_transposed_p = _bilinear(
-    "conv3x3_transposed", _cpu_transposed, _general_transposed, lambda g, k: (*g[:-1], k[2])
+_value_p = bilinear("conv3x3", general, lambda x, k: (*x[:-1], k[3]), cpu=_cpu_value, cpus=general)
+_transposed_p = bilinear(
+    "conv3x3_transposed",
+    _general_transposed,
+    lambda g, k: (*g[:-1], k[2]),
+    cpu=_cpu_transposed,
+    cpus=_general_transposed,
 )
-_kernel_p = _bilinear(
-    "conv3x3_kernel", _cpu_kernel, _cpus_kernel, lambda x, g: (3, 3, x[-1], g[-1])
+_kernel_p = bilinear(
+    "conv3x3_kernel",
+    _general_kernel,
+    lambda x, g: (3, 3, x[-1], g[-1]),
+    cpu=_cpu_kernel,
+    cpus=_cpus_kernel,
 )
-# One trilinear form of image x, kernel k and image g: whichever is left out, the gradient of the
-# form there is a primitive of the other two.
-ad.defbilinear(
-    _value_p,
-    lambda g, x, kernel: _transposed_p.bind(g, kernel),
-    lambda g, x, kernel: _kernel_p.bind(x, g),
-)
-ad.defbilinear(
-    _transposed_p,
-    lambda x, g, kernel: _value_p.bind(x, kernel),
-    lambda x, g, kernel: _kernel_p.bind(x, g),
-)
-ad.defbilinear(
-    _kernel_p,
-    lambda kernel, x, g: _transposed_p.bind(g, kernel),
-    lambda kernel, x, g: _value_p.bind(x, kernel),
-)
+trilinear(_value_p, _transposed_p, _kernel_p)

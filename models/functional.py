@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+# Stacks up to this depth are scanned without a loop, in which XLA fuses less on a CPU.
+_UNROLLED = 4
+
 Params = dict[str, Any]
 Path = tuple[str | int, ...]
 # (path, shape of the parameter, the parameter or one layer of its stack) -> what the layer gets.
@@ -144,7 +147,9 @@ def scan(
 
     # A loop's body is compiled once: nothing outside of it could be merged with the recomputation.
     function = jax.checkpoint(one, prevent_cse=False) if remat else one
-    out, left = jax.lax.scan(function, x, (state, each))
+    depth = len(jax.tree.leaves(state)[0])
+    unroll = depth if depth <= _UNROLLED and not remat else 1
+    out, left = jax.lax.scan(function, x, (state, each), unroll=unroll)
     return (out, left) if emit else out
 
 

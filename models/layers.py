@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.functional import uniform
+from models.matmul import matmul
 
 
 class GroupNorm(nnx.Module):
@@ -71,7 +72,8 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*axes inputs"]) -> Float[Array, "*axes outputs"]:
         """x is cast to `dtype`."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        return x @ kernel if self.bias is None else x @ kernel + self.bias[...].astype(self.dtype)
+        y = matmul(x, kernel)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
 def parameters(

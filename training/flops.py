@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from models import convolution
+from models import bilinear
 
 # Peak dense TFLOP/s (10^12 operations a second, no sparsity) of one JAX device, as published:
 # {device_kind: {arithmetic of the products: peak}}.
@@ -188,9 +188,9 @@ def _convolution(equation: JaxprEqn) -> int:
     return total
 
 
-def _convolution_3x3(equation: JaxprEqn) -> int:
-    """The convolution of `models.convolution` and its gradients, as XLA's that they stand for."""
-    plain = convolution.PLAIN[equation.primitive.name]
+def _bilinear(equation: JaxprEqn) -> int:
+    """A primitive of `models.bilinear`, as XLA's operation that it stands for."""
+    plain = bilinear.PLAIN[equation.primitive.name]
     avals = [variable.aval for variable in equation.invars]
     return _of_jaxpr(jax.make_jaxpr(plain)(*avals).jaxpr)
 
@@ -209,7 +209,7 @@ def _attention(products: int) -> Callable[[JaxprEqn], int]:
 _PRIMITIVES: dict[str, Callable[[JaxprEqn], int]] = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
-    **dict.fromkeys(convolution.PLAIN, _convolution_3x3),
+    **dict.fromkeys(bilinear.PLAIN, _bilinear),
     "dot_product_attention_fwd_wrapper": _attention(products=2),
     "dot_product_attention_bwd_wrapper": _attention(products=4),
 }
