@@ -32,8 +32,7 @@ class DecoderTask(DiffusionTask):
 
     The network is `unclip_decoder` or `unclip_dit`.
 
-    Embedding and caption are withheld independently (section 2.1). What was withheld in training is
-    what guidance compares with: both, by default.
+    Embedding and caption are withheld independently (section 2.1).
 
     size: side of the images that are modelled; 0: config.data.image_size. To a smaller one images
         are reduced on the device by means of areas, as an upsampler's are.
@@ -42,6 +41,8 @@ class DecoderTask(DiffusionTask):
     held_out: split of config.data.source that samples and previews are made from.
     clip: work directory of a CLIP that embeds images and captions inside the step; '': the data
         have the embeddings (`training.frozen_clip`).
+    guided_by: what guidance makes more of, by comparing with its absence: 'both', or the 'caption',
+        where the image embedding is told to either side. Both are seldom absent in training.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class DecoderTask(DiffusionTask):
         caption_dropout: float = 0.5,
         held_out: str = "test",
         clip: str = "",
+        guided_by: str = "both",
     ):
         self.config = config
         full = config.data.image_size
@@ -64,6 +66,10 @@ class DecoderTask(DiffusionTask):
             ("caption_dropout", caption_dropout),
         ):
             self._require(0.0 <= rate <= 1.0, f"{name}={rate} is a probability, from 0 to 1")
+        self._require(
+            guided_by in ("both", "caption"),
+            f"guided_by={guided_by!r} must be 'both' or 'caption'",
+        )
         for field, value, wanted in (
             ("data.field", config.data.field, "image"),
             ("data.device_augmentation", config.data.device_augmentation, ""),
@@ -82,6 +88,7 @@ class DecoderTask(DiffusionTask):
         self.rates = {NO_IMAGE: embedding_dropout}
         if self.caption:
             self.rates[NO_TEXT] = caption_dropout
+        self._absent = (NO_TEXT,) if guided_by == "caption" else (NO_IMAGE, NO_TEXT)
         self._held_out = held_out
 
     def _require(self, condition: bool, message: str) -> None:
@@ -90,8 +97,9 @@ class DecoderTask(DiffusionTask):
 
     @property
     def null(self) -> dict[str, np.bool_] | None:
-        """All that is withheld in training is withheld; None where that is nothing."""
-        return {name: np.bool_(True) for name, rate in self.rates.items() if rate} or None
+        """What guidance compares with; None where that is never withheld in training."""
+        rates = {name: self.rates.get(name, 0.0) for name in self._absent}
+        return {name: np.bool_(True) for name, rate in rates.items() if rate} or None
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Images of the data's size as uint8, and fields of embeddings or what they are made of."""

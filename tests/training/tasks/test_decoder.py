@@ -205,6 +205,15 @@ def test_what_was_withheld_is_what_guidance_compares_with(make, rates, fields, n
     assert task.null == null
 
 
+@pytest.mark.parametrize(
+    ("rates", "null"),
+    [((0.1, 0.5), {NO_TEXT: True}), ((0.1, 0.0), None), ((0.0, 0.5), {NO_TEXT: True})],
+)
+def test_guidance_by_the_caption_alone(make, rates, null):
+    rates = "embedding_dropout={}, caption_dropout={}".format(*rates)
+    assert make(f"decoder({rates}, guided_by='caption')").null == null
+
+
 def test_what_is_not_given_is_withheld(task, params, batch):
     """And the sample does not depend on it then."""
     draw = functools.partial(task.sample, params, key=KEY)
@@ -259,11 +268,14 @@ def test_guidance_of_scale_1_is_none_and_other_scales_compile_nothing(task, make
         draw(guidances=())
 
 
-def test_guidance_moves_away_from_neither_embedding_nor_caption(task, params, batch):
+@pytest.mark.parametrize("absent", [(NO_IMAGE, NO_TEXT), (NO_TEXT,)])
+def test_guidance_moves_away_from_what_is_withheld(make, params, batch, absent):
     """What the sampler's denoiser says is null + scale (conditional - null)."""
+    by = "both" if NO_IMAGE in absent else "caption"
+    task = make(f"decoder(size=8, guided_by='{by}')", CFG)
     x = jax.random.normal(KEY, (8, 8, 8, 3))
     condition = task.told(told(batch))
-    null = condition | {NO_IMAGE: jnp.ones(8, bool), NO_TEXT: jnp.ones(8, bool)}
+    null = condition | {name: jnp.ones(8, bool) for name in absent}
     level = task.schedule.level(jnp.float32(600.0))
 
     @jax.jit
@@ -359,6 +371,7 @@ def test_train_then_sample(records, tmp_path):
     [
         ("decoder(size=16)", "size=16 must be below config.data.image_size = 16, or 0"),
         ("decoder(size=-1)", "size=-1 must be below"),
+        ("decoder(guided_by='image')", "guided_by='image' must be 'both' or 'caption'"),
         ("decoder(embedding_dropout=1.5)", "embedding_dropout=1.5 is a probability"),
         ("decoder(caption_dropout=-0.1)", "caption_dropout=-0.1 is a probability"),
     ],
