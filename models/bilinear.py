@@ -40,7 +40,7 @@ def bilinear(name: str, plain: Callable, shape: Callable, *, cpu: Callable, cpus
 
 
 def trilinear(value: Primitive, transposed: Primitive, kernel: Primitive) -> None:
-    """Makes three primitives the gradients of each other: value(x, k), transposed(g, k), kernel(x, g).
+    """Makes value(x, k), transposed(g, k) and kernel(x, g) the gradients of each other.
 
     They are one trilinear form of input x, kernel k and output g: whichever is left out, the
     gradient of the form there is a primitive of the other two.
