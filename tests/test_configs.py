@@ -12,7 +12,11 @@ from training import command_line, components, sampler, stack, tasks
 from training.config import freeze, validate
 
 PARTS = ("__init__", "base", "networks", "stack")
-STACKS = ["configs/unclip_paper.py", "configs/unclip_shapes.py"]
+STACKS = [
+    "configs/unclip_cifar10.py",
+    "configs/unclip_paper.py",
+    "configs/unclip_shapes.py",
+]
 FILES = sorted(
     str(p) for p in Path("configs").glob("*.py") if p.stem not in PARTS and str(p) not in STACKS
 )

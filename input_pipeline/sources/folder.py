@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 
 from input_pipeline.sources.archive import Archive, open_archive
 from input_pipeline.sources.base import Source
+from input_pipeline.sources.class_captions import captioned
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _METADATA = ("metadata.jsonl", "captions.jsonl")
@@ -142,7 +143,9 @@ class Folder(Source):
         super().require(fields)
 
 
-def folder(path: str, split: str = "", classes: Sequence[str] = ()) -> Folder:
+def folder(
+    path: str, split: str = "", classes: Sequence[str] = (), templates: Sequence[str] = ()
+) -> Source:
     """Images of any format in a directory, an uncompressed .tar or a .zip, or several of these.
 
     Args:
@@ -150,8 +153,10 @@ def folder(path: str, split: str = "", classes: Sequence[str] = ()) -> Folder:
         split: the sub-folder to take, such as 'train'; '' for all.
         classes: names of the class folders in the order of their labels; by default those that
             are there, sorted. Give it where a split may lack a class of another split.
+        templates: such as 'a photo of a {}', in turn: captions made of the names of the classes.
     """
     arguments = f"path={path!r}, split={split!r}"
     if classes:
         arguments += f", classes={tuple(classes)!r}"
-    return Folder(f"folder({arguments})", open_archive(path), split, classes)
+    source = Folder(f"folder({arguments})", open_archive(path), split, classes)
+    return captioned(source, templates)

@@ -11,6 +11,7 @@ from tensorflow_datasets.core.read_only_builder import builder_from_files
 from tensorflow_datasets.proto import tf_example_pb2
 
 from input_pipeline.sources.base import Source, check_name
+from input_pipeline.sources.class_captions import captioned
 
 Builder = tensorflow_datasets.core.DatasetBuilder
 
@@ -81,17 +82,24 @@ class TfdsSource(Source):
         return example
 
 
-def tfds(name: str, split: str = "train", data_dir: str | None = None) -> TfdsSource:
+def tfds(
+    name: str,
+    split: str = "train",
+    data_dir: str | None = None,
+    templates: Sequence[str] = (),
+) -> Source:
     """Any image dataset of TFDS that is prepared on this machine, in a format of random access.
 
     Args:
         name: 'cifar10', 'cifar10:3.0.2', 'imagenet_resized/64x64', ...
         split: a split, a part of one ('train[:90%]') or several ('train+test').
         data_dir: where TFDS keeps its data; by default TFDS's own directory.
+        templates: such as 'a photo of a {}', in turn: captions made of the names of the classes.
     """
     given = f", data_dir={data_dir!r}" if data_dir else ""
     source = f"tfds(name={name!r}, split={split!r}{given})"
-    return TfdsSource(source, split, functools.partial(_prepared, name, data_dir))
+    found = TfdsSource(source, split, functools.partial(_prepared, name, data_dir))
+    return captioned(found, templates)
 
 
 def _prepared(name: str, data_dir: str | None) -> Builder:
