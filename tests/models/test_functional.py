@@ -175,8 +175,8 @@ class Layer(nnx.Module):
 
 
 class Stacked(nnx.Module):
-    def __init__(self, remat):
-        self.layers, self.remat = stack(Layer, 11), remat
+    def __init__(self, remat, depth=11):
+        self.layers, self.remat = stack(Layer, depth), remat
 
     def __call__(self, x, scale):
         return scan(self.layers, x, scale, remat=self.remat)
@@ -207,3 +207,15 @@ def test_stack_is_its_layers_in_turn(remat):
             function(params, x, 0.5),
             other(params, x, 0.5),
         )
+
+
+@pytest.mark.parametrize(
+    ("depth", "remat", "loops"), [(4, False, False), (4, True, True), (5, False, True)]
+)
+def test_a_short_stack_is_no_loop(depth, remat, loops):
+    """Unless it is to be computed again: outside of a loop the compiler would merge that."""
+    network = functional(lambda rngs: Stacked(remat, depth))
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    gradient = jax.jit(jax.grad(lambda p, x: network.apply(p, x, 0.5).sum()))
+    program = gradient.lower(params, jax.ShapeDtypeStruct((4, 8), jnp.float32)).as_text()
+    assert ("stablehlo.while" in program) == loops
