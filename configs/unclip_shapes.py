@@ -58,6 +58,8 @@ def _stage(source: str = "shapes(size=32, split='train', objects=1)") -> ConfigD
 def _clip() -> ConfigDict:
     config = shapes_clip.get_config()
     config.data.source = _stage().data.source
+    # Reading in a process of its own: 780 examples/s on two cores, 540 without.
+    config.data.workers = 1
     # A fourth of its step is attention over 65 tokens, in proportion to the heads.
     config.model.update(patch_size=4, image_width=64, image_depth=2, image_heads=2)
     config.train.update(steps=600, batch_size=128)
@@ -112,7 +114,7 @@ def _decoder() -> ConfigDict:
     # Outlines are decided where errors are small: equal weights of all levels see little of them.
     config.diffusion.uncertainty_channels = 64
     config.diffusion.time_sampler = "low_discrepancy"
-    config.train.update(steps=3000, batch_size=64)
+    config.train.update(steps=2800, batch_size=64)
     config.optimizer.update(name=_MUON, learning_rate=6e-3)
     config.sample.update(solver="ddim(eta=0.0)", steps=20)
     config.sample.guidance = ("classifier_free(scale=1.5)",)
