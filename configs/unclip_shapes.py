@@ -7,7 +7,7 @@
 
 `make quickstart` runs these; docs/results/unclip_shapes.md says how long that takes on two CPU
 cores and how many of the pictures are what their captions say. The scenes have one object.
-`:full` is the same for longer, with larger networks, and to 64 px: an hour and a half there.
+`:full` is the same for longer, with larger networks, and to 64 px: an hour and a half.
 `:priors` has other priors beside the diffusion one, for the comparison of all (docs/priors.md):
 
     python -m experiments.priors --config=configs/unclip_shapes.py:priors --workdir=runs/unclip
@@ -111,7 +111,7 @@ def _decoder() -> ConfigDict:
     )
     # x0 is learned sooner than eps: backgrounds are flat.
     config.diffusion.update(schedule="cosine(timesteps=1000)", parameterization="x0")
-    # Outlines are decided where errors are small: equal weights of all levels see little of them.
+    # Outlines are decided where errors are small, of which equal weights of all levels see little.
     config.diffusion.uncertainty_channels = 64
     config.diffusion.time_sampler = "low_discrepancy"
     config.train.update(steps=2800, batch_size=64)
