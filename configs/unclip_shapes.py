@@ -95,7 +95,7 @@ def _decoder() -> ConfigDict:
     # The caption is seldom withheld: it tells outlines plainly, where the image embedding does not.
     # Withholding the embedding from half cost 0.07 of the shapes.
     config.task = (
-        "decoder(size=16, embedding_dropout=0.1, caption_dropout=0.1, guided_by='caption')"
+        'decoder(size=16, embedding_dropout=0.1, caption_dropout=0.1, guided_by="caption")'
     )
     # Of few large patches a transformer learns outlines in a third of a U-Net's time.
     config.model = networks.unclip_dit()
