@@ -58,11 +58,11 @@ def get_config(variant: str = "") -> ConfigDict:
     return config
 
 
-def _stage(steps: int, learning_rate: float, decay: float = 0.9995) -> ConfigDict:
+def _stage(steps: int, learning_rate: float) -> ConfigDict:
     config = base.get_config()
     config.train.update(steps=steps, batch_size=256)
     config.optimizer.update(learning_rate=learning_rate, warmup_steps=1000, decay="cosine")
-    config.ema.default = f"constant(decay={decay})"
+    config.ema.default = "constant(decay=0.9995)"
     config.checkpoint.update(every=2000, keep=2)
     config.log.update(every=100, preview_every=10_000)
     return config
