@@ -33,9 +33,12 @@ FOLDER = f"folder(path='data/cifar10', split='train', templates={TEMPLATES!r})"
 _EMBEDDING, _CONTEXT, _TEXT = 128, 16, 128
 
 
+_MUON = "muon(adam_b2=0.95, ns_steps=3)"
+
+
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: '', 'folder' and 'smoke'."""
-    base.check_variant(__file__, variant, ("", "folder", "smoke"))
+    """Variants: '', 'folder', 'small' and 'smoke'."""
+    base.check_variant(__file__, variant, ("", "folder", "small", "smoke"))
     config = stack.get_config(
         clip=_clip(), prior=_prior(), decoder=_decoder(), upsampler=_upsampler()
     )
@@ -43,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.embeddings = "step"
     for stage in config.stages.values():
         stage.data.update(
-            source=FOLDER if variant == "folder" else TFDS,
+            source=FOLDER if variant in ("folder", "small") else TFDS,
             image_size=32,
             channels=3,
             augmentations=("flip",),
@@ -53,6 +56,8 @@ def get_config(variant: str = "") -> ConfigDict:
         "prior_quality(split='test', count=1000)",
         "decoded_quality(split='test', count=1000)",
     )
+    if variant == "small":
+        _small(config)
     if variant == "smoke":
         _smoke(config)
     return config
@@ -157,6 +162,43 @@ def _upsampler() -> ConfigDict:
     config.diffusion.update(schedule="cosine(timesteps=1000)")
     config.sample.update(solver="ddim(eta=0.0)", steps=27)
     return config
+
+
+def _small(config: ConfigDict) -> None:
+    """For two CPU cores: small networks, few steps, by Muon."""
+    clip, prior, decoder, upsampler = (config.stages[name] for name in config.order)
+    for stage in config.stages.values():
+        stage.data.workers = 1
+        stage.optimizer.warmup_steps = 50
+        stage.ema.default = "constant(decay=0.995)"
+        stage.checkpoint.update(every=500, keep=1)
+        stage.log.update(every=50, preview_every=0)
+    clip.model.update(image_width=128, image_depth=4, image_heads=4)
+    clip.model.update(text_width=64, text_depth=1, text_heads=2)
+    clip.train.update(steps=1000, batch_size=128)
+    clip.optimizer.update(name=_MUON, learning_rate=2e-3)
+    prior.model.update(text_dim=64, width=128, depth=2, num_heads=4)
+    prior.train.update(steps=1500, batch_size=128)
+    decoder.model.update(
+        channels=64, channel_mult=(1, 2), attention_resolutions=(8,), text_width=64, text_dim=64
+    )
+    decoder.model.dropout = 0.0
+    decoder.diffusion.update(loss="simple", variance="fixed", parameterization="v")
+    decoder.diffusion.uncertainty_channels = 64
+    decoder.diffusion.time_sampler = "low_discrepancy"
+    decoder.train.update(steps=10_000, batch_size=32)
+    decoder.optimizer.update(name=_MUON, learning_rate=2e-3)
+    decoder.sample.update(solver="ddim(eta=0.0)", steps=50)
+    upsampler.task = (
+        "super_resolution(low=16, degradation='blur', noise=(0.0, 0.15), crop=0.5, residual=True)"
+    )
+    # All of it at the resolution of the input, four pixels of the output at once.
+    upsampler.model.update(channels=64, channel_mult=(1,), patch_size=2, norm_groups=8)
+    upsampler.diffusion.parameterization = "x0"
+    upsampler.train.update(steps=4000, batch_size=32)
+    upsampler.optimizer.learning_rate = 2e-3
+    upsampler.sample.steps = 8
+
 
 
 def _smoke(config: ConfigDict) -> None:

@@ -119,10 +119,10 @@ def _recall(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:
         (-0.2, "prior_quality", "embedding"),
         (0.2, "decoded_quality", "picture of it"),
     ):
-        values = [row[what]["recall"]["5"] for row in rows]
+        values = [row[what]["recall"]["1"] for row in rows]
         axis.barh(places + offset, values, height=0.38, label=label)
-    axis.set(xlim=(0, 1.02), xlabel="true image among the 5 nearest")
-    axis.legend(fontsize=8)
+    axis.set(xlim=(0, 1.02), xlabel="true image is the nearest (R@1)")
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
 
 
 def _attributes(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:

@@ -31,10 +31,12 @@ def train(config: Any, directory: str | os.PathLike[str]) -> None:
     clip = stack.clip_of(config)
     for name in chosen:
         _check_same(name, Workdir(stack.directory(directory, name)), stages[name])
-    if clip not in chosen and not finished(Workdir(stack.directory(directory, clip)), stages[clip]):
+    told = [name for name in chosen if stack.task_of(stages[name]).name in stack.EMBEDDED]
+    there = clip in chosen or finished(Workdir(stack.directory(directory, clip)), stages[clip])
+    if told and not there:
         raise ConfigError(
-            f"config.only = {config.only!r}: the stage {clip!r} is not trained yet, and the others "
-            f"learn from it; train it first (--config.only={clip}), or all (--config.only=)"
+            f"config.only = {config.only!r}: the stage {clip!r} is not trained yet, and {told[0]!r} "
+            f"learns from it; train it first (--config.only={clip}), or all (--config.only=)"
         )
     Workdir(directory).start(config, sys.argv)
     for number, name in enumerate(chosen, start=1):

@@ -104,6 +104,13 @@ def test_a_stage_needs_its_clip(trained, tmp_path):
     assert not (tmp_path / "prior").exists()
 
 
+def test_an_upsampler_needs_no_clip(trained, tmp_path):
+    config = trained[0].copy_and_resolve_references()
+    config.only = "upsampler"
+    stacks.train(freeze(config), tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["upsampler"]
+
+
 def test_another_config_of_a_trained_stage_is_refused_before_anything_is_trained(trained):
     config, root = trained
     changed = config.copy_and_resolve_references()
