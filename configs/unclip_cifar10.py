@@ -200,7 +200,6 @@ def _small(config: ConfigDict) -> None:
     upsampler.sample.steps = 8
 
 
-
 def _smoke(config: ConfigDict) -> None:
     for stage in config.stages.values():
         stage.data.update(source="shapes(size=32, split='train')", workers=0)

@@ -20,6 +20,7 @@ from evaluation.stack_metrics import (
     DecodedQuality,
     DrawnQuality,
     PictureQuality,
+    PictureZeroShot,
 )
 
 METRICS = {
@@ -39,6 +40,7 @@ STACK_METRICS = {
     "decoded_quality": DecodedQuality,
     "picture_quality": PictureQuality,
     "prior_quality": DrawnQuality,
+    "zero_shot": PictureZeroShot,
 }
 
 __all__ = ["METRICS", "STACK_METRICS"]

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 import input_pipeline
+from input_pipeline.sources.base import Source
 from training import components
 from training.components import ConfigError
 from training.encoder import Encoder
@@ -72,10 +73,7 @@ class ZeroShot:
     count: int = 0
 
     def __post_init__(self):
-        if not self.templates or any("{}" not in template for template in self.templates):
-            raise ValueError(
-                f"templates={self.templates!r}: each must have a {{}}, and one must be"
-            )
+        check_templates(self.templates)
         if len(self.only) not in (0, 2):
             raise ValueError(f"only={self.only!r}: must be (field, value), or ()")
 
@@ -84,24 +82,41 @@ class ZeroShot:
         source = _source(encoder.config, self.split)
         fields = ("label", *self.only[:1])
         _require(source, "zero_shot", fields)
-        names = source.class_names
-        if not names:
-            raise ConfigError(f"{_FIELD}: zero_shot needs names of classes; {source.name} has none")
+        classes = class_embeddings(encoder, source, self.templates)
         found = encoder.source(source, fields, self.count)
         keep = np.ones(len(found["label"]), bool)
         if self.only:
             keep = found[self.only[0]] == self.only[1]
         if not keep.any():
             raise ConfigError(f"{_FIELD}: zero_shot: no example of {source.name} has {self.only}")
-        prompts = [template.replace("{}", name) for name in names for template in self.templates]
-        classes = encoder.captions(prompts).reshape(len(names), len(self.templates), -1).mean(1)
-        classes /= np.linalg.norm(classes, axis=1, keepdims=True)
         guess = (found["embedding"][keep] @ classes.T).argmax(1)
         return {
             "accuracy": float((guess == found["label"][keep]).mean()),
             "count": int(keep.sum()),
-            "classes": len(names),
+            "classes": len(classes),
         }
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raises ValueError where one has no place for a name, or there is none."""
+    if not templates or any("{}" not in template for template in templates):
+        raise ValueError(f"templates={templates!r}: each must have a {{}}, and one must be")
+
+
+def class_embeddings(
+    encoder: Encoder, source: Source, templates: Sequence[str]
+) -> Float[np.ndarray, "classes embedding"]:
+    """Of each class of a source the mean over all templates, of length 1.
+
+    Raises:
+        ConfigError: the source has no names of classes.
+    """
+    names = source.class_names
+    if not names:
+        raise ConfigError(f"{_FIELD}: zero_shot needs names of classes; {source.name} has none")
+    prompts = [template.replace("{}", name) for name in names for template in templates]
+    classes = encoder.captions(prompts).reshape(len(names), len(templates), -1).mean(1)
+    return classes / np.linalg.norm(classes, axis=1, keepdims=True)
 
 
 def recall(

@@ -15,6 +15,7 @@ from evaluation.extractors import EXTRACTORS, CaptionEncoder, Runner
 from evaluation.prior import quality
 from evaluation.protocols import PROTOCOLS
 from evaluation.references import Reference
+from evaluation.retrieval import check_templates, class_embeddings
 from input_pipeline.images import to_array
 from input_pipeline.sources.base import Source
 from pipelines.text_to_image import TextToImage
@@ -90,10 +91,43 @@ class DecodedQuality(StackMetric):
         """See `quality`."""
         clip = pipeline.clip
         captions, true = embedded(clip, source, rows)
-        pictures, data = draw(captions), clip.config.data
-        if pictures.shape[1] != data.image_size:
-            pictures = np.stack([to_array(x, data.image_size, data.channels) for x in pictures])
-        return quality(clip.images(pictures)[None], true, clip.captions(captions))
+        return quality(_seen(clip, draw(captions))[None], true, clip.captions(captions))
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureZeroShot(StackMetric):
+    """Share of the pictures whose class, in the eyes of the stack's own CLIP, is the captions'.
+
+    The class is found as in `evaluation.retrieval.ZeroShot`; 'real' has the accuracy on the split's
+    own pictures. The stack was trained on this CLIP: a classifier that it never saw can say less.
+
+    Attributes:
+        templates: texts with one {} for the class's name.
+    """
+
+    templates: tuple[str, ...] = ("a {}",)
+
+    def __post_init__(self):
+        check_templates(self.templates)
+
+    def measure(
+        self, pipeline: TextToImage, draw: Draw, source: Source, rows: range, settings: Any
+    ) -> dict[str, Any]:
+        """{'accuracy': a fraction, 'real': that of the split's, 'count': , 'classes': }."""
+        clip = pipeline.clip
+        classes = class_embeddings(clip, source, self.templates)
+        captions, true = embedded(clip, source, rows)
+        labels = [example["label"] for example in source.examples(rows, ("label",))]
+
+        def accuracy(embeddings: Float[np.ndarray, "count embedding"]) -> float:
+            return float(((embeddings @ classes.T).argmax(1) == labels).mean())
+
+        return {
+            "accuracy": accuracy(_seen(clip, draw(captions))),
+            "real": accuracy(true),
+            "count": len(labels),
+            "classes": len(classes),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +222,16 @@ class PictureQuality(StackMetric):
         protocol.check(reference, len(captions), source.name)
         found = protocol(see(draw(captions)), reference)
         return found | {"extractor": dict(see.extractor.identity)}
+
+
+def _seen(
+    clip: Encoder, pictures: UInt8[np.ndarray, "count side side 3"]
+) -> Float[np.ndarray, "count embedding"]:
+    """CLIP's embeddings of pictures of any size."""
+    data = clip.config.data
+    if pictures.shape[1] != data.image_size:
+        pictures = np.stack([to_array(x, data.image_size, data.channels) for x in pictures])
+    return clip.images(pictures)
 
 
 def _examples(

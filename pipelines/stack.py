@@ -35,8 +35,9 @@ def train(config: Any, directory: str | os.PathLike[str]) -> None:
     there = clip in chosen or finished(Workdir(stack.directory(directory, clip)), stages[clip])
     if told and not there:
         raise ConfigError(
-            f"config.only = {config.only!r}: the stage {clip!r} is not trained yet, and {told[0]!r} "
-            f"learns from it; train it first (--config.only={clip}), or all (--config.only=)"
+            f"config.only = {config.only!r}: the stage {clip!r} is not trained yet, and "
+            f"{told[0]!r} learns from it; train it first (--config.only={clip}), or all "
+            "(--config.only=)"
         )
     Workdir(directory).start(config, sys.argv)
     for number, name in enumerate(chosen, start=1):
