@@ -92,6 +92,8 @@ def _unfit(config: ConfigDict) -> Iterator[str]:
     clips = [name for name in stages if task_of(config.stages[name]).name == "clip"]
     if len(clips) != 1:
         yield f"stages: one of them must be of task 'clip', here are {len(clips)}"
+    elif config.embeddings == "records":
+        yield from _unwritten(config, clips[0])
     for field in ("count", "batch_size"):
         if generate[field] < 1:
             yield f"generate.{field} = {generate[field]}: must be 1 or more"
@@ -100,6 +102,18 @@ def _unfit(config: ConfigDict) -> Iterator[str]:
     for prompt in generate.prompts:
         if not prompt.strip():
             yield "generate.prompts: a prompt is empty; say what is to be seen"
+
+
+def _unwritten(config: ConfigDict, clip: str) -> Iterator[str]:
+    """What a stage reads and records would lack: otherwise said after all of CLIP's training."""
+    if config.stages[clip].embed.text_features:
+        return
+    for name, stage in config.stages.items():
+        if task_of(stage).name in EMBEDDED and stage.model.get("text_dim", 0):
+            yield (
+                f"stages.{clip}.embed.text_features = False: {name!r} reads the features of each "
+                "token (its model.text_dim); set it to True, or embeddings to 'step'"
+            )
 
 
 def only(config: ConfigDict) -> list[str]:

@@ -44,6 +44,11 @@ def test_fields_of_stages_are_set_on_the_command_line(config):
         ("generate.count", 0, "config.generate.count = 0: must be 1 or more"),
         ("generate.prompts", ("a circle", " "), "config.generate.prompts: a prompt is empty"),
         ("stages.prior.train.steps", -1, "config.stages.prior.train.steps = -1: must be 0 or more"),
+        (
+            "stages.clip.embed.text_features",
+            False,
+            "config.stages.clip.embed.text_features = False: 'prior' reads the features",
+        ),
         ("stages.decoder.task", "clip", "one of them must be of task 'clip', here are 2"),
     ],
 )
