@@ -12,11 +12,12 @@ from training import command_line, components, sampler, stack, tasks
 from training.config import freeze, validate
 
 PARTS = ("__init__", "base", "networks", "stack")
-STACKS = [
-    "configs/unclip_cifar10.py",
-    "configs/unclip_paper.py",
-    "configs/unclip_shapes.py",
-]
+# Each with its variants beside '' and 'smoke'.
+STACKS = {
+    "configs/unclip_cifar10.py": ("folder", "small"),
+    "configs/unclip_paper.py": (),
+    "configs/unclip_shapes.py": ("full", "priors", "smoke_priors"),
+}
 FILES = sorted(
     str(p) for p in Path("configs").glob("*.py") if p.stem not in PARTS and str(p) not in STACKS
 )
@@ -45,10 +46,11 @@ def test_config_is_valid(file, variant):
     components.check(freeze(config))
 
 
-@pytest.mark.parametrize("variant", ["", ":smoke"])
-@pytest.mark.parametrize("file", STACKS)
+@pytest.mark.parametrize(
+    ("file", "variant"), [(file, v) for file in STACKS for v in ("", "smoke", *STACKS[file])]
+)
 def test_stack_is_valid(file, variant):
-    config = command_line.read(file + variant)
+    config = command_line.read(f"{file}:{variant}")
     stack.validate_stack(config)
     stack.check_stack(freeze(config))
 
