@@ -22,7 +22,6 @@ def get_config(variant: str = "") -> ConfigDict:
         source="tfds(name='cifar10', split='train')",
         image_size=32,
         channels=3,
-        augmentations=("flip",),
         workers=4,
     )
     config.model.update(

@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.train.update(steps=10_000_000, batch_size=128)
     config.optimizer.update(
-        name="adamw(b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01)",
+        name="adamw(b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, no_decay=('bias',))",
         learning_rate=2e-4,
         warmup_steps=100,
         clip_norm=0.0,

@@ -3,7 +3,7 @@
     python main.py --config=configs/imagenet256_dit.py --workdir=gs://bucket/imagenet256_dit \\
         --config.data.source="records(path='/data/imagenet256_latents')"
 
-675.1M parameters (`:s`, `:b`, `:l` are the smaller sizes), the linear schedule, learned variance,
+674.8M parameters (`:s`, `:b`, `:l` are the smaller sizes), the linear schedule, learned variance,
 400,000 steps at batch 256 for the paper's comparisons and 7M for its best, FID 2.27 at guidance
 1.5.
 

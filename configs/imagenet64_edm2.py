@@ -31,18 +31,16 @@ def get_config(variant: str = "") -> ConfigDict:
         source="tfds(name='imagenet2012', split='train')",
         image_size=64,
         channels=3,
-        augmentations=("flip",),
         workers=16,
     )
     config.model = networks.edm2_unet()
-    config.model.update(channels=192, num_classes=1000, null_class=True, dtype="bfloat16")
+    config.model.update(channels=192, num_classes=1000, dtype="bfloat16")
     config.diffusion.update(
         schedule="edm(sigma_min=0.002, sigma_max=80.0, rho=7.0)",
         parameterization="edm(sigma_data=0.5)",
         weighting="edm(sigma_data=0.5)",
         time_sampler="log_normal(mean=-0.8, std=1.6)",
         uncertainty_channels=128,
-        label_dropout=0.1,
     )
     config.train.update(steps=IMAGES // BATCH, batch_size=BATCH)
     config.optimizer.update(

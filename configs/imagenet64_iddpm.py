@@ -27,7 +27,6 @@ def get_config(variant: str = "") -> ConfigDict:
         source="tfds(name='imagenet2012', split='train')",
         image_size=64,
         channels=3,
-        augmentations=("flip",),
         workers=16,
     )
     config.model.update(

@@ -91,7 +91,10 @@ def _clip() -> ConfigDict:
         text_depth=3,
         text_heads=4,
     )
-    config.optimizer.name = "adamw(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2)"
+    config.optimizer.name = (
+        "adamw(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, "
+        "no_decay=('bias', 'scale', 'log_scale'))"
+    )
     config.log.preview_every = 0
     config.embed.statistics = 10_000
     config.evaluate.metrics = (

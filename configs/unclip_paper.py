@@ -82,7 +82,10 @@ def _clip() -> ConfigDict:
     )
     config.train.update(steps=390_625, batch_size=32_768)
     config.optimizer.update(
-        name="adamw(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2)",
+        name=(
+            "adamw(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, "
+            "no_decay=('bias', 'scale', 'log_scale'))"
+        ),
         learning_rate=3e-4,
         warmup_steps=2000,
         decay="cosine",

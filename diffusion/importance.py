@@ -1,6 +1,7 @@
 """Importance sampling of time steps by the size of their loss."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ class LossSecondMoment(TimeSampler):
 
     history: int
     uniform_share: float
+    uniform: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.history < 1:

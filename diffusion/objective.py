@@ -136,6 +136,12 @@ class Objective:
                 f"loss='vdm' is the bound of continuous time on a vp path; {seen}. "
                 "Use loss='vlb', or a schedule such as 'vdm'."
             )
+        if self.loss != "simple" and not self.time_sampler.uniform:
+            raise ValueError(
+                f"loss={self.loss!r} is a bound, a mean over times drawn uniformly; this "
+                "time_sampler draws others. Use 'uniform', 'low_discrepancy' or, for a discrete "
+                "schedule, 'loss_second_moment'."
+            )
         self._check_terminal()
         self.time_sampler.init(self.schedule)
 
@@ -199,7 +205,8 @@ class Objective:
         x0 is in [-1, 1]; params and state as `init` and `init_state` give them. Metrics: 'mse', the
         unweighted squared error of the raw output; with a learned variance 'vlb_bits', T times the
         bound's term: an estimate of the whole bound in bits/dim without the prior's KL; for 'vdm'
-        the three parts of the bound.
+        the three parts of the bound. All are multiplied by the draw's weight, as the loss is: under
+        importance sampling, too, their means are those of uniform time.
         """
         state = {} if state is None else state
         schedule = self._schedule(params)
@@ -207,6 +214,7 @@ class Objective:
         drawn = self.time_sampler.draw(key_t, len(x0), schedule, state)
         eps = jax.random.normal(key_eps, x0.shape)
         loss, metrics = self.loss_at(network, x0, condition, drawn, eps, params)
+        metrics = {name: drawn.weight * value for name, value in metrics.items()}
         return Loss(drawn.weight * loss, metrics, self.time_sampler.update(state, drawn, loss))
 
     def loss_at(

@@ -5,9 +5,11 @@ draws, their stratified form, and the density over logsnr, which is 1 / |d logsn
 """
 
 import abc
+import contextlib
+import contextvars
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -36,8 +38,34 @@ class Draw(NamedTuple):
     log_density: ArrayLike = 0.0
 
 
+class Part(NamedTuple):
+    """A batch is rows index, index + count, ... of a step's, whose parts have `key` in common."""
+
+    key: Key[Array, ""]
+    index: ArrayLike = 0
+    count: int = 1
+
+
+_part: contextvars.ContextVar[Part | None] = contextvars.ContextVar("part", default=None)
+
+
+@contextlib.contextmanager
+def part_of_step(part: Part) -> Iterator[None]:
+    """Within it, while a loss is traced, samplers draw for one of several parts of a batch."""
+    token = _part.set(part)
+    try:
+        yield
+    finally:
+        _part.reset(token)
+
+
 class TimeSampler(abc.ABC):
-    """Draws levels for a whole global batch. One with a memory keeps it in the train state."""
+    """Draws levels for a whole global batch. One with a memory keeps it in the train state.
+
+    uniform: whether the expected loss is that of uniform time, as the variational bounds need.
+    """
+
+    uniform: bool = False
 
     @abc.abstractmethod
     def draw(self, key: Key[Array, ""], batch_size: int, schedule: Schedule, state: dict) -> Draw:
@@ -58,7 +86,7 @@ class Quantiles(TimeSampler):
 
     low_discrepancy: one u0 for the batch, u_i = u0 + i / B mod 1 (VDM, appendix I.1), so that each
     of B equal parts of the distribution gets one example whatever B is. Under a mesh the batch is
-    the global one: i counts over all hosts.
+    the global one: i counts over all hosts, and over the microbatches of a step (`part_of_step`).
     """
 
     low_discrepancy: bool
@@ -72,7 +100,9 @@ class Quantiles(TimeSampler):
     def draw(self, key: Key[Array, ""], batch_size: int, schedule: Schedule, state: dict) -> Draw:
         """Independent or stratified draws, all of weight 1."""
         if self.low_discrepancy:
-            u = (jax.random.uniform(key) + jnp.arange(batch_size) / batch_size) % 1.0
+            part = _part.get() or Part(key)
+            row = jnp.arange(batch_size) * part.count + part.index
+            u = (jax.random.uniform(part.key) + row / (batch_size * part.count)) % 1.0
         else:
             u = jax.random.uniform(key, (batch_size,))
         level, log_density = self.at(jnp.clip(u, _HALF_STEP, 1.0 - _HALF_STEP), schedule)
@@ -84,6 +114,11 @@ class OfTime(Quantiles):
     """`warp(u)` is the share of the schedule's range of time, 0 the least noisy end."""
 
     warp: Callable[[Array], Array]
+
+    @property
+    def uniform(self) -> bool:
+        """Only where nothing is warped."""
+        return self.warp is _same
 
     def at(
         self, u: Float[Array, " batch"], schedule: Schedule
@@ -124,7 +159,11 @@ class OfLogsnr(Quantiles):
 
 def uniform(low_discrepancy: bool = False) -> OfTime:
     """Each index equally often, or t uniform on `schedule.t_range` where time is continuous."""
-    return OfTime(low_discrepancy, lambda u: u)
+    return OfTime(low_discrepancy, _same)
+
+
+def _same(u: Array) -> Array:
+    return u
 
 
 def low_discrepancy() -> OfTime:

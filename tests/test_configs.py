@@ -32,7 +32,8 @@ COUNTS = {
     "configs/imagenet64_iddpm.py:class_conditional": 273.049e6,
     "configs/imagenet64_edm2.py": 280.2e6,
     "configs/imagenet64_edm2.py:xs": 124.7e6,
-    "configs/imagenet256_dit.py": 675.1e6,
+    # Without the table of positions, which is no parameter here.
+    "configs/imagenet256_dit.py": 674.835e6,
     # Without the learned null arrays Karlo's 1022.03M, which has mean and std of the embedding.
     "configs/prior_paper.py:karlo": 1022.03e6,
 }
@@ -59,7 +60,7 @@ def test_stack_is_valid(file, variant):
 def test_networks_have_the_papers_size(name):
     config = freeze(command_line.read(name))
     params = jax.eval_shape(tasks.make_task(config).init, jax.random.key(0))
-    assert models.count_parameters(params) == pytest.approx(COUNTS[name], rel=4e-4)
+    assert models.count_parameters(params) == pytest.approx(COUNTS[name], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,43 @@ def muon(
     )
 
 
+def adamw(
+    learning_rate: Callable,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    weight_decay: float = 1e-4,
+    nesterov: bool = False,
+    no_decay: tuple = (),
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter 2019).
+
+    Args:
+        learning_rate: of the update and, multiplied by it, of the decay.
+        b1, b2, eps, eps_root, weight_decay, nesterov: as in optax.
+        no_decay: names of parameters, or of layers, that do not decay: ('bias',) for VDM;
+            ('bias', 'scale', 'log_scale') for CLIP, which spares gains and biases.
+    """
+
+    def decays(params):
+        def one(path, leaf):
+            return not {str(getattr(key, "key", key)) for key in path} & set(no_decay)
+
+        return jax.tree_util.tree_map_with_path(one, params)
+
+    return optax.adamw(
+        learning_rate,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        eps_root=eps_root,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        mask=decays if no_decay else None,
+    )
+
+
 def _check_interpolation(b1: float) -> None:
     if not 0 < b1 <= 1:
         raise ValueError(f"b1 must be above 0 and at most 1, got {b1}")
@@ -113,7 +150,7 @@ def schedule_free_sgd(
 # Each is called with `learning_rate` and the literal arguments that config.optimizer.name gives.
 OPTIMIZERS = {
     "adam": optax.adam,
-    "adamw": optax.adamw,
+    "adamw": adamw,
     "adafactor": optax.adafactor,
     "lion": optax.lion,
     "muon": muon,

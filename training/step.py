@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from diffusion.time_samplers import Part, part_of_step
 from models import functional
 from training import ema, partition
 from training.mesh import batch_sharding, state_sharding
@@ -29,7 +30,8 @@ def _microbatches(batch, count: int, mesh: Mesh):
 def gradient(loss: Callable, params, task_state, batch, rng, accumulate: int, mesh: Mesh):
     """(loss, metrics, gradient), means over `accumulate` microbatches, and the task's new state.
 
-    The microbatches come one after the other: each sees the state that the one before left.
+    The microbatches come one after the other: each sees the state that the one before left. Noise
+    levels that are spread over a batch are spread over all of them.
     """
 
     def value_and_grad(task_state, batch, rng):
@@ -43,7 +45,10 @@ def gradient(loss: Callable, params, task_state, batch, rng, accumulate: int, me
     def one(carry, item):
         total, task_state = carry
         index, micro = item
-        result, task_state = value_and_grad(task_state, micro, jax.random.fold_in(rng, index))
+        # No microbatch has this key for its own.
+        part = Part(jax.random.fold_in(rng, accumulate), index, accumulate)
+        with part_of_step(part):
+            result, task_state = value_and_grad(task_state, micro, jax.random.fold_in(rng, index))
         return (jax.tree.map(jnp.add, total, result), task_state), None
 
     micros = _microbatches(batch, accumulate, mesh)

@@ -5,9 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusion import PARAMETERIZATIONS
 from diffusion.importance import loss_second_moment
+from diffusion.objective import Objective
 from diffusion.schedules import linear, rectified_flow
 from diffusion.time_samplers import Draw
+from diffusion.weightings import constant
 
 KEY = jax.random.key(0)
 SCHEDULE = linear(timesteps=30)
@@ -50,6 +53,30 @@ def filled(sampler, scale):
         t = jnp.arange(30)
         state = sampler.update(state, at(t), scale * (1.0 + t))
     return state
+
+
+def test_the_bound_that_is_logged_is_that_of_uniform_time():
+    sampler = loss_second_moment(history=1, uniform_share=0.5)
+    ours = Objective(
+        SCHEDULE,
+        PARAMETERIZATIONS["eps"](),
+        constant(),
+        sampler,
+        loss="vlb",
+        variance="learned_range",
+    )
+    x0 = jnp.zeros((16_384, 1, 1, 1))
+
+    def network(x, time, condition):
+        return jnp.concatenate([0.5 * x, 0.0 * x], -1)
+
+    each = at(jnp.repeat(jnp.arange(30), 512))
+    noise = jax.random.normal(KEY, (len(each.level.t), 1, 1, 1))
+    bound = ours.loss_at(network, jnp.zeros_like(noise), None, each, noise)[0].mean()
+    state = filled(sampler, 1.0)
+    loss, metrics, _ = jax.jit(ours.__call__, static_argnums=0)(network, x0, None, KEY, {}, state)
+    assert metrics["vlb_bits"].mean() == pytest.approx(float(bound), rel=0.05)
+    assert metrics["vlb_bits"].mean() == pytest.approx(float(loss.mean()))
 
 
 def test_uniform_until_every_t_has_its_history():

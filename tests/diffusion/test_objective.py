@@ -196,7 +196,7 @@ def test_condition_and_time_reach_the_network():
     assert seen["condition"] is label
 
 
-def test_a_samplers_weight_multiplies_the_loss():
+def test_a_samplers_weight_multiplies_the_loss_and_what_is_logged():
     class Doubled(OfTime):
         def draw(self, *arguments):
             drawn = super().draw(*arguments)
@@ -208,7 +208,22 @@ def test_a_samplers_weight_multiplies_the_loss():
     loss, metrics, _ = plain(linear_network(1.0), images(), None, KEY)
     loss2, metrics2, _ = weighted(linear_network(1.0), images(), None, KEY)
     np.testing.assert_allclose(loss2, 2.0 * loss)
-    np.testing.assert_array_equal(metrics["mse"], metrics2["mse"])
+    np.testing.assert_array_equal(metrics2["mse"], 2.0 * metrics["mse"])
+
+
+@pytest.mark.parametrize("name", [n for n in TIME_SAMPLERS if not TIME_SAMPLERS[n]().uniform])
+@pytest.mark.parametrize("loss", ["hybrid", "vlb", "vdm"])
+def test_a_bound_is_a_mean_over_uniform_time(loss, name):
+    discrete = loss != "vdm"
+    with pytest.raises(ValueError, match=f"loss='{loss}' is a bound.*'low_discrepancy'"):
+        Objective(
+            linear() if discrete else SCHEDULES["vdm"](),
+            PARAMETERIZATIONS["eps"](),
+            constant(),
+            TIME_SAMPLERS[name](),
+            loss=loss,
+            variance="learned_range" if discrete else "fixed",
+        )
 
 
 @pytest.mark.parametrize(

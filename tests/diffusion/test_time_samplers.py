@@ -8,7 +8,15 @@ from scipy import stats
 
 from diffusion import TIME_SAMPLERS
 from diffusion.schedules import edm, linear, rectified_flow
-from diffusion.time_samplers import log_normal, logit_normal, low_discrepancy, mode, uniform
+from diffusion.time_samplers import (
+    Part,
+    log_normal,
+    logit_normal,
+    low_discrepancy,
+    mode,
+    part_of_step,
+    uniform,
+)
 
 KEY = jax.random.key(0)
 QUANTILES = [name for name in TIME_SAMPLERS if name != "loss_second_moment"]
@@ -51,6 +59,22 @@ def test_low_discrepancy_puts_one_draw_into_each_part(batch):
     t = np.sort(draw(low_discrepancy(), batch, edm()).level.t)
     assert len(t) == batch
     np.testing.assert_allclose(np.diff(t), 1.0 / batch, atol=1e-5)
+
+
+def test_parts_of_a_step_share_the_strata_of_its_batch():
+    t = []
+    for index in range(4):
+        with part_of_step(Part(KEY, index, 4)):
+            # Each with a key of its own, as microbatches have.
+            t.append(draw(low_discrepancy(), 2, edm(), jax.random.key(index)).level.t)
+    np.testing.assert_allclose(np.diff(np.sort(np.concatenate(t))), 1 / 8, atol=1e-5)
+    whole = draw(low_discrepancy(), 8, edm(), KEY).level.t
+    np.testing.assert_allclose(np.stack(t, axis=1).ravel(), whole, atol=1e-6)
+
+
+def test_which_distributions_are_of_uniform_time():
+    found = {name for name, make in TIME_SAMPLERS.items() if make().uniform}
+    assert found == {"uniform", "low_discrepancy", "loss_second_moment"}
 
 
 def test_low_discrepancy_is_uniform_over_keys():

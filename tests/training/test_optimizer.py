@@ -122,6 +122,33 @@ def test_muon_of_a_convolution_is_that_of_its_matrix():
     np.testing.assert_allclose(other, -jnp.sign(kernel), atol=1e-4)
 
 
+def test_adamw_spares_what_is_named():
+    one = jnp.ones(3)
+    params = {"conv": {"kernel": one, "bias": one}, "label": {"kernel": one}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    def decayed(name):
+        transform = optimizer.make_optimizer(settings(name=name, clip_norm=0.0), lambda _: 0.5)
+        return transform.update(zeros, transform.init(params), params)[0]
+
+    updates = decayed("adamw(weight_decay=0.1, no_decay=('bias', 'label'))")
+    np.testing.assert_allclose(updates["conv"]["kernel"], -0.05, rtol=1e-6)
+    assert not updates["conv"]["bias"].any()
+    assert not updates["label"]["kernel"].any()
+    assert all((leaf < 0).all() for leaf in jax.tree.leaves(decayed("adamw(weight_decay=0.1)")))
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lion", "adamw", "sgd"])
+def test_each_optimizer_goes_down(name):
+    current, train_step, sharding = setup(ToyTask(noise=0.0), optimizer=make(name))
+    params, b = jax.device_get(current.params), batch(0)
+    before = ToyTask(0.0).loss(params, {}, b, jax.random.key(0))[0]
+    current = run(current, train_step, sharding, [b] * 20)
+    after = ToyTask(0.0).loss(current.params, {}, b, jax.random.key(0))[0]
+    least = np.var(b["image"])
+    assert after - least < 0.9 * (before - least)
+
+
 def make(name, **fields):
     config = settings(name=name, warmup_steps=2, learning_rate=0.05, **fields)
     rate = optimizer.learning_rate(config, steps=100)

@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from diffusion.schedules import edm
+from diffusion.time_samplers import low_discrepancy
 from tests.training.toy import ToyTask
 from training import ema, mesh, state, step
 
@@ -83,6 +85,23 @@ def test_step_is_adams_and_metrics_are_sums_of_the_window():
     assert int(current.window) == 2
     np.testing.assert_allclose(current.metrics["loss"], sum(losses[4:]), rtol=1e-5)
     np.testing.assert_allclose(current.metrics["learning_rate"], 2e-2, rtol=1e-6, atol=1e-7)
+
+
+class Strata(ToyTask):
+    """Counts the eighths of time that its noise levels fall into."""
+
+    def loss(self, params, state, batch, rng):
+        t = low_discrepancy().draw(rng, len(batch["image"]), edm(), {}).level.t
+        counts = jnp.zeros(8).at[jnp.floor(8 * t).astype(int)].add(1.0)
+        return 0.0 * params["w"].mean(), ({f"part{k}": counts[k] for k in range(8)}, state)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_levels_are_spread_over_devices_and_microbatches(accumulate):
+    current, train_step, sharding = setup(Strata(), accumulate=accumulate, devices=2)
+    current = train_step(current, jax.device_put(batch(0), sharding))
+    found = [float(current.metrics[f"part{k}"]) for k in range(8)]
+    assert found == [1 / accumulate] * 8, "each is a mean over microbatches"
 
 
 def test_ema_starts_at_the_initial_parameters():
