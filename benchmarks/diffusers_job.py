@@ -22,6 +22,10 @@ _TRAINING = {
     "model.remat": (False,),
     "diffusion.loss": ("simple",),
     "diffusion.weighting": ("constant",),
+    # Each changes what a step computes.
+    "diffusion.uncertainty_channels": (0,),
+    "data.device_augmentation": ("",),
+    "optimizer.sam_rho": (0.0,),
 }
 _SAMPLING = {
     "sample.grid": ("respaced",),

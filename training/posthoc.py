@@ -114,7 +114,8 @@ def tracked(averages: ConfigDict, name: str) -> dict[str, float]:
             call = components.parse(averages[key])
         except ConfigError as error:
             raise ConfigError(f"config.ema.{key} = {error}") from None
-        if call.name == "power" and "std" in call.arguments:
+        # A second one of the same width says nothing new, and equations of both have no solution.
+        if call.name == "power" and call.arguments.get("std") not in (None, *stds.values()):
             stds[key] = call.arguments["std"]
     if not stds:
         raise ConfigError(

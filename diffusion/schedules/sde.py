@@ -48,6 +48,8 @@ class VP(Schedule):
     def t_of_logsnr(self, logsnr: ArrayLike) -> ArrayLike:
         """The positive root of -log alpha^2 = t^2 (beta_max - beta_min) / 2 + t beta_min."""
         decay = -2.0 * log_alpha_sigma(logsnr, self.scaling)[0]
+        if self.beta_min == self.beta_max:
+            return decay / self.beta_min
         with np.errstate(divide="ignore"):
             xp, inverse = namespace(decay), 1.0 / decay
         half = self.beta_min * inverse

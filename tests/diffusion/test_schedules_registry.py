@@ -17,6 +17,7 @@ VARIANTS = {
     "linear 4000": SCHEDULES["linear"](timesteps=4000),
     "cosine 50": SCHEDULES["cosine"](timesteps=50),
     "shifted_cosine 512": SCHEDULES["shifted_cosine"](image_size=512),
+    "vp of one beta": SCHEDULES["vp"](beta_min=5.0, beta_max=5.0),
     "rectified_flow 3": SCHEDULES["rectified_flow"](shift=3.0),
     "vdm_network fixed ends": SCHEDULES["vdm_network"](learned_ends=False),
 }

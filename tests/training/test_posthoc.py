@@ -211,3 +211,8 @@ def test_errors_say_what_to_do(saved):
 def test_previews_take_the_nearest_width():
     assert posthoc.nearest(EMA, "posthoc(std=0.04)") == "short"
     assert posthoc.nearest(EMA, "posthoc(std=0.09)") == "long"
+
+
+def test_two_averages_of_one_width_count_once():
+    twice = ConfigDict({**EMA, "again": "power(std=0.05)"})
+    assert sorted(posthoc.tracked(twice, "posthoc(std=0.08)").values()) == [0.05, 0.1]
