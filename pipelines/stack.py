@@ -24,12 +24,14 @@ def train(config: Any, directory: str | os.PathLike[str]) -> None:
     """Trains the stages of `config.only` that are not finished.
 
     Raises:
-        ConfigError: before anything is trained, where a stage is already there with another config,
-            or one that is needed is neither there nor among those to train.
+        ConfigError: before anything is trained or written, where the directory holds another run,
+            a stage is already there with another config, or one that is needed is neither there nor
+            among those to train.
     """
     stages, chosen = stack.stages(config, directory), stack.only(config)
     clip = stack.clip_of(config)
-    for name in chosen:
+    _check_root(Workdir(directory), stages)
+    for name in stages:
         _check_same(name, Workdir(stack.directory(directory, name)), stages[name])
     told = [name for name in chosen if stack.task_of(stages[name]).name in stack.EMBEDDED]
     there = clip in chosen or finished(Workdir(stack.directory(directory, clip)), stages[clip])
@@ -56,6 +58,28 @@ def finished(workdir: Workdir, stage: ConfigDict) -> bool:
     """Whether a stage has its last checkpoint."""
     steps = checkpoints.steps(workdir.checkpoints)
     return bool(steps) and steps[-1] >= stage.train.steps
+
+
+def _check_root(workdir: Workdir, stages: dict[str, ConfigDict]) -> None:
+    """Refuses a directory whose record would be lost: a single run's, or that of other stages."""
+    if not workdir.config.exists():
+        return
+    there = workdir.read_config()
+    if not stack.is_stack(there):
+        raise ConfigError(
+            f"{os.fspath(workdir)}: holds a run of task {there.task!r}, and this is a stack; take "
+            "another --workdir"
+        )
+    lost = [
+        name
+        for name in there.order
+        if name not in stages and Workdir(stack.directory(workdir.path, name)).config.exists()
+    ]
+    if lost:
+        raise ConfigError(
+            f"{os.fspath(workdir)}: holds stages that this config has not: {', '.join(lost)}; take "
+            "the config that has them, or another --workdir"
+        )
 
 
 def _check_same(name: str, workdir: Workdir, stage: ConfigDict) -> None:

@@ -20,7 +20,7 @@ from pipelines.sampling import check_trained
 from training import checkpoints, encoder, stack, tasks
 from training.components import ConfigError
 from training.config import freeze
-from training.contract import EmbeddingContract, check_same
+from training.contract import EmbeddingContract, check_same, identify
 from training.mesh import batch_sharding, batch_ways, make_mesh
 from training.tasks.caption_prior import CaptionPrior
 from training.tasks.decoder import DecoderTask
@@ -121,6 +121,13 @@ class TextToImage:
     def _check_contracts(self) -> None:
         self._contract = EmbeddingContract.read(self.clip.workdir)
         of_clip = f"clip {os.fspath(self.clip.workdir)}"
+        found = identify(self.clip.config.model.to_dict(), self.clip.params)
+        if found != self._contract.encoder:
+            raise ConfigError(
+                f"{of_clip}: its contract is of encoder {self._contract.encoder}, which prior and "
+                f"decoder learned from, and its checkpoint of step {self.clip.step} is {found}; "
+                "take that checkpoint again, or embed (--mode=embed there) and train them anew"
+            )
         kept = []
         for kind, stage in (("prior", self._prior), ("decoder", self._decoder)):
             if stage is not None:

@@ -122,8 +122,12 @@ def check_resumable(old: ConfigDict, new: ConfigDict) -> None:
     taken would have had other learning rates.
 
     Raises:
-        ConfigError: the fields with both values.
+        ConfigError: the fields with both values; or `old` is of a stack.
     """
+    if "stages" in old:
+        raise ConfigError(
+            f"this work directory holds a stack of {', '.join(old.order)}; take another --workdir"
+        )
     changed = differences(old, new)
     fixed = [
         change

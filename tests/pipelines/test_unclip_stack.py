@@ -18,7 +18,7 @@ from pipelines import stack as stacks
 from pipelines.text_to_image import TextToImage
 from training import loop, mesh, stack, tasks, tokens
 from training.components import ConfigError
-from training.config import freeze
+from training.config import check_resumable, freeze
 from training.contract import EmbeddingContract
 from training.workdir import Workdir
 
@@ -35,7 +35,7 @@ def tiny(tmp_path):
         stage.data.source = SOURCE
         stage.train.update(steps=4, batch_size=8)
         stage.optimizer.name = "adam()"  # compiles sooner than Muon
-        stage.checkpoint.every = 2
+        stage.checkpoint.update(every=2, keep=2)
         stage.log.update(every=2, preview_every=0, tensorboard=False)
         if name == "decoder":
             stage.model.update(hidden_size=8, num_heads=1)
@@ -76,7 +76,7 @@ def test_every_stage_has_a_run_of_its_own_and_what_is_done_is_left(trained, caps
     assert files(root) == before
 
 
-def test_a_half_done_stage_goes_on_and_only_it(trained, tmp_path, capsys):
+def test_a_half_done_stage_goes_on_and_only_it(trained, tmp_path, caplog):
     config, root = trained
     copy = tmp_path / "stack"
     shutil.copytree(root, copy)
@@ -84,8 +84,10 @@ def test_a_half_done_stage_goes_on_and_only_it(trained, tmp_path, capsys):
     _moved(copy, root)
     config = config.copy_and_resolve_references()
     config.only = "prior"
-    stacks.train(freeze(config), copy)
-    assert "resuming" in capsys.readouterr().err or (copy / "prior/checkpoints/4").exists()
+    with caplog.at_level(logging.INFO):
+        stacks.train(freeze(config), copy)
+    assert "resuming from the checkpoint of step 2" in caplog.text
+    assert (copy / "prior/checkpoints/4").exists()
     lines = (copy / "prior" / "metrics.jsonl").read_text()
     assert lines == (root / "prior" / "metrics.jsonl").read_text()
 
@@ -94,6 +96,41 @@ def _moved(copy, root):
     """Work directories hold the place where they were trained; as if trained here."""
     for path in [*copy.glob("*.json"), *copy.glob("*/config.json")]:
         path.write_text(path.read_text().replace(str(root), str(copy)))
+
+
+def test_the_directory_of_another_run_is_left_as_it_is(trained, tmp_path):
+    config, root = trained
+    record = tmp_path / "config.json"
+    shutil.copy(root / "upsampler" / "config.json", record)
+    before = record.read_text()
+    with pytest.raises(ConfigError, match=r"holds a run of task .super_resolution.*another --work"):
+        stacks.train(freeze(config), tmp_path)
+    assert record.read_text() == before
+    # And a single run in the root of a stack.
+    with pytest.raises(ConfigError, match=r"holds a stack of clip, prior, decoder, upsampler"):
+        check_resumable(Workdir(root).read_config(), config.stages.upsampler)
+
+
+def test_a_stack_without_a_stage_that_is_there_is_refused(trained, tmp_path):
+    config, root = trained
+    shutil.copytree(root, tmp_path / "stack")
+    fewer = config.copy_and_resolve_references()
+    fewer.order = ("clip", "prior", "decoder")
+    del fewer.stages["upsampler"]
+    fewer.generate.upsamplers = ()
+    with pytest.raises(ConfigError, match="holds stages that this config has not: upsampler"):
+        stacks.train(freeze(fewer), tmp_path / "stack")
+
+
+def test_a_clip_that_went_on_is_refused(trained, tmp_path):
+    config, root = trained
+    copy = tmp_path / "stack"
+    shutil.copytree(root, copy)
+    own = json.loads((copy / "clip" / "contract.json").read_text())["encoder"]
+    for path in copy.glob("*/contract.json"):
+        path.write_text(path.read_text().replace(own, "0123456789abcdef"))
+    with pytest.raises(ConfigError, match=f"of encoder 0123456789abcdef.* of step 4 is {own}"):
+        TextToImage(freeze(config), copy)
 
 
 def test_a_stage_needs_its_clip(trained, tmp_path):
