@@ -4,11 +4,12 @@ Ramesh et al. 2022, figure 2. Sample i is a function of the stages, the seed, it
 own caption, whoever else is in the batch.
 """
 
+import contextlib
 import copy
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -73,7 +74,11 @@ class TextToImage:
         configs, name = stack.stages(config, root), stack.clip_of(config)
         self._mesh = make_mesh(**configs[generate.decoder].mesh)
         workdir = _trained(name, stack.directory(root, name))
-        self.clip = encoder.load(workdir)
+        with _naming(name):
+            check_trained(workdir, configs[name])
+            settings = configs[name].sample
+            self.clip = encoder.load(workdir, settings.ema, settings.checkpoint)
+        _warn_unfinished(name, configs[name], self.clip.step)
         if self.clip.tokenizer is None:
             raise ConfigError(f"{os.fspath(workdir)}: this CLIP has no tokenizer for prompts")
 
@@ -234,25 +239,48 @@ def _trained(name: str, directory: os.PathLike[str]) -> Workdir:
     return workdir
 
 
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors within it name the fields of a stage as those of the stack."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(stack.in_stage(name, str(error))) from error
+
+
+def _warn_unfinished(name: str, config: Any, step: int) -> None:
+    """Says that a stage is drawn with before its training has ended, unless that was asked for."""
+    if step < config.train.steps and config.sample.checkpoint < 0:
+        log.warning(
+            "config.stages.%s: at step %d of %d; --mode=train goes on",
+            name,
+            step,
+            config.train.steps,
+        )
+
+
 def _load(name: str, config: Any, root: Any, mesh: Any, kind: type, wanted: str) -> Stage:
     workdir = _trained(name, stack.directory(root, name))
     config = freeze(config)
-    check_trained(workdir, config)
-    task = tasks.make_task(config)
+    with _naming(name):
+        check_trained(workdir, config)
+        task = tasks.make_task(config)
     if not isinstance(task, kind):
         raise ConfigError(
             f"config.generate: the stage {name!r} is of task {config.task!r}, and {wanted} is "
             "needed in its place"
         )
     settings = config.sample
-    params, step = checkpoints.restore_for_sampling(
-        workdir.checkpoints,
-        settings.ema,
-        task.init,
-        mesh,
-        settings.checkpoint,
-        averages=workdir.read_config().ema,
-    )
+    with _naming(name):
+        params, step = checkpoints.restore_for_sampling(
+            workdir.checkpoints,
+            settings.ema,
+            task.init,
+            mesh,
+            settings.checkpoint,
+            averages=workdir.read_config().ema,
+        )
+    _warn_unfinished(name, config, step)
     fields = config.to_dict()
     drawn = {k: v for k, v in fields["sample"].items() if k not in ("count", "batch_size", "seed")}
     identity = {

@@ -359,3 +359,26 @@ def test_quality_is_of_the_embeddings_that_are_decoded(trained):
     drawn = metric(pipeline.with_prior("prior"), no_picture, config)
     assert drawn["count"] == 12
     assert drawn["diversity"] > 1e-4
+
+
+def test_mistakes_of_a_stage_name_its_fields(trained):
+    config, root = trained
+    for name in ("prior", "clip"):
+        other = config.copy_and_resolve_references()
+        other.stages[name].sample.checkpoint = 7
+        message = rf"config.stages.{name}.sample.checkpoint.*no checkpoint of step 7"
+        with pytest.raises(ConfigError, match=message):
+            TextToImage(freeze(other), root)
+    wider = config.copy_and_resolve_references()
+    wider.stages.clip.model.image_width = 64
+    with pytest.raises(ConfigError, match=r"config.stages.clip.model.image_width = 64, but"):
+        TextToImage(freeze(wider), root)
+
+
+def test_a_half_trained_stage_is_told(trained, caplog):
+    config, root = trained
+    longer = config.copy_and_resolve_references()
+    longer.stages.decoder.train.steps = 500
+    TextToImage(freeze(longer), root)
+    assert "config.stages.decoder: at step 4 of 500; --mode=train goes on" in caplog.text
+    assert "config.stages.prior" not in caplog.text
