@@ -91,7 +91,9 @@ class TextToImage:
         self._upsamplers = [
             stage(name, SuperResolutionTask, "'super_resolution'") for name in generate.upsamplers
         ]
+        self._contract = EmbeddingContract.read(self.clip.workdir)
         self._take(prior)
+        self._check_clip()
         self._check_sizes()
 
     def with_prior(self, prior: str | Stage) -> "TextToImage":
@@ -123,16 +125,19 @@ class TextToImage:
         """The stage that draws image embeddings; None: the text embedding is taken for one."""
         return self._prior
 
-    def _check_contracts(self) -> None:
-        self._contract = EmbeddingContract.read(self.clip.workdir)
-        of_clip = f"clip {os.fspath(self.clip.workdir)}"
+    def _check_clip(self) -> None:
+        """Once, when CLIP is loaded: all of its parameters are read."""
         found = identify(self.clip.config.model.to_dict(), self.clip.params)
         if found != self._contract.encoder:
             raise ConfigError(
-                f"{of_clip}: its contract is of encoder {self._contract.encoder}, which prior and "
-                f"decoder learned from, and its checkpoint of step {self.clip.step} is {found}; "
-                "take that checkpoint again, or embed (--mode=embed there) and train them anew"
+                f"clip {os.fspath(self.clip.workdir)}: its contract is of encoder "
+                f"{self._contract.encoder}, which prior and decoder learned from, and its "
+                f"checkpoint of step {self.clip.step} is {found}; take that checkpoint again, or "
+                "embed (--mode=embed there) and train them anew"
             )
+
+    def _check_contracts(self) -> None:
+        of_clip = f"clip {os.fspath(self.clip.workdir)}"
         kept = []
         for kind, stage in (("prior", self._prior), ("decoder", self._decoder)):
             if stage is not None:

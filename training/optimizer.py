@@ -18,11 +18,16 @@ _NO_MATRIX = ("conv_in", "conv_out", "patches", "linear_out", "label", "augment"
 _INPUT_AXES = {2: (-2,), 3: (-2,), 4: (-4, -3, -2), 5: (-4, -3, -2)}
 
 
+def _names(path) -> list[str]:
+    """Names of the layers that a parameter is in, and its own."""
+    return [str(getattr(key, "key", key)) for key in path]
+
+
 def _muon_axes(params, adam: tuple):
     """Which axes of a kernel make the matrix that Muon orthogonalizes; None for Adam."""
 
     def axes(path, leaf):
-        names = [str(getattr(key, "key", key)) for key in path]
+        names = _names(path)
         if names[-1] != "kernel" or leaf.ndim not in _INPUT_AXES or set(names) & set(adam):
             return None
         return contrib.MuonDimensionNumbers(_INPUT_AXES[leaf.ndim], (-1,))
@@ -89,7 +94,7 @@ def adamw(
 
     def decays(params):
         def one(path, leaf):
-            return not {str(getattr(key, "key", key)) for key in path} & set(no_decay)
+            return not set(_names(path)) & set(no_decay)
 
         return jax.tree_util.tree_map_with_path(one, params)
 
