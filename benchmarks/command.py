@@ -24,6 +24,11 @@ def checked_config(path: str, overrides: Sequence[str]) -> Any:
     return freeze(config)
 
 
+def utilization(mfu: float | None) -> str:
+    """Model FLOPs utilization as a cell of a table."""
+    return "unknown peak (--config.log.peak_flops)" if mfu is None else f"{100 * mfu:.1f} %"
+
+
 def write_json(path: str | None, result: Mapping[str, Any]) -> None:
     """Keeps a result where `--json` says; nowhere without it."""
     if path:

@@ -136,6 +136,7 @@ def table(result: dict[str, Any]) -> str:
         "images/s": f"{result['images_per_second']:.3f}",
         "network calls/s": f"{result['network_calls_per_second']:.2f}, of the whole batch",
         "FLOP/s": f"{result['flops_per_second']:.4g}",
+        "MFU": command.utilization(result["mfu"]),
         memory.removesuffix("_bytes").replace("_", " "): f"{result[memory] / 2**20:,.0f} MiB",
     }
     rows |= peer.rows(result["against"])

@@ -125,7 +125,6 @@ def synthetic_batch(spec: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Arra
 def table(result: dict[str, Any]) -> str:
     """The result as lines of name and value."""
     devices = result["provenance"]["devices"]
-    mfu = result["mfu"]
     memory = "device_peak_bytes" if "device_peak_bytes" in result else "host_peak_rss_bytes"
     rows = {
         "config": " ".join([result["config"], *result["overrides"]]),
@@ -139,7 +138,7 @@ def table(result: dict[str, Any]) -> str:
         "images/s": f"{result['images_per_second']:.1f}",
         "FLOPs a step": f"{result['flops_per_step']:.4g}",
         "FLOP/s": f"{result['flops_per_second']:.4g}",
-        "MFU": "unknown peak (--config.log.peak_flops)" if mfu is None else f"{100 * mfu:.1f} %",
+        "MFU": command.utilization(result["mfu"]),
         memory.removesuffix("_bytes").replace("_", " "): f"{result[memory] / 2**20:,.0f} MiB",
     }
     rows |= peer.rows(result["against"])

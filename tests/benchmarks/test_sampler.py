@@ -72,6 +72,7 @@ def test_command_line_to_table_and_json(monkeypatch, tmp_path, capsys):
     )
     printed = capsys.readouterr().out
     assert "ddim(eta=0.0), 3 steps, 3 network calls an image" in printed
+    assert "unknown peak" in printed
     result = json.loads(path.read_text())
     assert (result["batch_size"], result["draws"], result["against"]) == (8, 1, {})
 
