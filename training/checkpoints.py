@@ -1,12 +1,10 @@
 """Checkpoints of a run, by Orbax: written in the background, atomic, one directory a step.
 
-Each holds separate items, so that a sampler reads one set of parameters and nothing else:
-`params`, one `ema.<name>` for each average, `training` (the rest of the train state), `data` (the
-loader's position) and `meta`, with a fingerprint of every array that is compared at each reading.
+Each holds separate items (`training.checkpoint_layout`), so that a sampler reads one set of
+parameters and nothing else.
 """
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import time
@@ -19,7 +17,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from training import damage, fingerprint, partition, posthoc
+from training import checkpoint_layout as layout
+from training import damage, posthoc
 from training import mesh as meshes
 from training.components import ConfigError
 from training.exit_codes import TryAgain
@@ -28,23 +27,8 @@ from training.state import TrainState
 
 log = logging.getLogger(__name__)
 
-# Of the layout above; a reader refuses what it does not know.
-FORMAT = 1
 # Seconds between two tries to write at the most.
 _LONGEST_PAUSE = 300.0
-
-
-def _items(state: TrainState) -> dict:
-    """The state as checkpoint items."""
-    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    params, averages = fields.pop("params"), fields.pop("ema")
-    # It is another run's, and comes from there.
-    del fields["frozen"]
-    if not fields["task"]:
-        # Checkpoints of tasks without a state look as they did before there were any with one.
-        del fields["task"]
-    items = {f"ema.{name}": tree for name, tree in averages.items()}
-    return {"params": params, **items, "training": fields}
 
 
 class Checkpoints:
@@ -87,8 +71,8 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, data: Mapping) -> None:
         """Starts to write a checkpoint; returns once the state may be changed (donated) again."""
         self._wait()
-        items = _items(state)
-        meta = {"format": FORMAT, "step": step, "arrays": fingerprints(items)}
+        items = layout.as_items(state)
+        meta = {"format": layout.FORMAT, "step": step, "arrays": fingerprints(items)}
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args = ocp.args.Composite(
             **arrays, data=ocp.args.JsonSave(dict(data)), meta=ocp.args.JsonSave(meta)
@@ -139,8 +123,8 @@ class Checkpoints:
         """
         self._wait()
         stored = self._read(abstract, step)
-        _check_bits(stored)
-        return _train_state(stored), stored.data
+        layout.check_bits(stored)
+        return layout.train_state(stored), stored.data
 
     def restore_newest(self, abstract: TrainState) -> tuple[TrainState, dict, int] | None:
         """(state, loader's position, step) of the newest whole checkpoint; None without any.
@@ -156,13 +140,13 @@ class Checkpoints:
         broken: dict[int, str] = {}
         for step in reversed(there):
             stored, problem = damage.attempt(
-                lambda step=step: self._read(abstract, step), _check_bits
+                lambda step=step: self._read(abstract, step), layout.check_bits
             )
             if problem is None:
                 for newer, what in broken.items():
                     damage.set_aside(self.directory / str(newer), what, step)
                 self._manager.reload()
-                return _train_state(stored), stored.data, step
+                return layout.train_state(stored), stored.data, step
             broken[step] = problem
         if broken:
             listed = "; ".join(f"step {step}: {what}" for step, what in broken.items())
@@ -185,13 +169,13 @@ class Checkpoints:
                 rest.rmtree()
         self._manager = ocp.CheckpointManager(self.directory.resolve(), options=self._options)
 
-    def _read(self, abstract: TrainState, step: int) -> "_Stored":
+    def _read(self, abstract: TrainState, step: int) -> layout.Stored:
         path = (self.directory / str(step)).resolve()
-        items = _items(abstract)
-        arrays = _read_meta(path).get("arrays")
-        _check_same_arrays(items, arrays, path)
-        read = {name: _read_item(path, name, tree) for name, tree in items.items()}
-        return _Stored(path, read, arrays, _read_json(path / "data"))
+        items = layout.as_items(abstract)
+        arrays = layout.read_meta(path).get("arrays")
+        layout.check_same_arrays(items, arrays, path)
+        read = {name: layout.read_item(path, name, tree) for name, tree in items.items()}
+        return layout.Stored(path, read, arrays, layout.read_json(path / "data"))
 
     def _poll(self) -> None:
         """Notes a failure of what is written in the background, if there is one by now."""
@@ -245,82 +229,6 @@ class Checkpoints:
     def _newest(self) -> str:
         there = steps(self.directory)
         return f"the newest one is of step {there[-1]}" if there else "there is none before it"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """What was read of a checkpoint."""
-
-    path: epath.Path
-    items: dict
-    # (dtype, shape, fingerprint) of every array as it was saved; None in old checkpoints.
-    arrays: dict | None
-    data: dict = dataclasses.field(default_factory=dict)
-
-
-def _train_state(stored: _Stored) -> TrainState:
-    items = stored.items
-    averages = {
-        name.removeprefix("ema."): tree for name, tree in items.items() if name.startswith("ema.")
-    }
-    return TrainState(params=items["params"], ema=averages, **({"task": {}} | items["training"]))
-
-
-def _read_meta(path: epath.Path) -> dict:
-    meta = _read_json(path / "meta")
-    if meta["format"] != FORMAT:
-        raise ConfigError(
-            f"{path}: a checkpoint of format {meta['format']}; this code reads format {FORMAT}"
-        )
-    return meta
-
-
-def _read_json(path: epath.Path) -> dict:
-    return ocp.JsonCheckpointHandler().restore(path, args=ocp.args.JsonRestore())
-
-
-def _read_item(path: epath.Path, name: str, abstract):
-    # The handler alone: a Checkpointer makes all processes wait for each other, for ever where one
-    # of them finds damage.
-    return ocp.StandardCheckpointHandler().restore(
-        path / name, args=ocp.args.StandardRestore(abstract)
-    )
-
-
-def _check_same_arrays(items: Mapping, arrays: Mapping | None, path: epath.Path) -> None:
-    """Refuses a checkpoint whose arrays have other names, shapes or types than the run's."""
-    if arrays is None:
-        return  # of an older version, which did not list them
-    wanted = {
-        partition.name(at): fingerprint.kind(leaf)
-        for at, leaf in jax.tree_util.tree_leaves_with_path(items)
-    }
-    there = {at: (dtype, tuple(shape)) for at, (dtype, shape, _) in arrays.items()}
-    other = [at for at in sorted(wanted | there) if wanted.get(at) != there.get(at)]
-    if other:
-
-        def spell(kind):
-            return "none" if kind is None else f"{kind[0]}{list(kind[1])}"
-
-        listed = "; ".join(
-            f"{at}: stored {spell(there.get(at))}, wanted {spell(wanted.get(at))}"
-            for at in other[:5]
-        )
-        raise ConfigError(
-            f"{path} does not fit the config in {len(other)} arrays: {listed}. Its run had another "
-            "model, optimizer or averages; go on with those, or take a new work directory"
-        )
-
-
-def _check_bits(stored: _Stored) -> None:
-    if stored.arrays is None:
-        return
-    found = fingerprints(stored.items)
-    wrong = [at for at, (_, _, value) in found.items() if stored.arrays[at][2] != value]
-    if wrong:
-        raise damage.Damaged(
-            f"{len(wrong)} of {len(found)} arrays are not what was saved, such as {wrong[0]}"
-        )
 
 
 def steps(directory: epath.PathLike) -> list[int]:
@@ -386,11 +294,11 @@ def _read(directory: epath.Path, name: str, abstract, step: int):
             f"config.sample.ema: {name!r} is not in {path}; there are {', '.join(sorted(names))}"
         )
 
-    def read() -> _Stored:
-        arrays = _read_meta(path).get("arrays")
-        return _Stored(path, {item: _read_item(path, item, abstract)}, arrays)
+    def read() -> layout.Stored:
+        arrays = layout.read_meta(path).get("arrays")
+        return layout.Stored(path, {item: layout.read_item(path, item, abstract)}, arrays)
 
-    stored, problem = damage.attempt(read, _check_bits)
+    stored, problem = damage.attempt(read, layout.check_bits)
     if problem is not None:
         raise ConfigError(
             f"{path} cannot be read ({problem}); take another with config.sample.checkpoint, there "

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from training import checkpoints, posthoc, tasks
+from training import checkpoint_layout, checkpoints, posthoc, tasks
 from training import mesh as meshes
 from training.components import ConfigError, nearest
 from training.config import load, validate
@@ -166,7 +166,7 @@ def store(directory: str | os.PathLike[str], config: ConfigDict, params: Any) ->
     workdir.start(config, sys.argv)
     with ocp.CheckpointManager(workdir.checkpoints.resolve()) as manager:
         arrays = jax.tree.map(lambda have, want: np.asarray(have, want.dtype), params, needed)
-        meta = ocp.args.JsonSave({"format": checkpoints.FORMAT, "step": 0})
+        meta = ocp.args.JsonSave({"format": checkpoint_layout.FORMAT, "step": 0})
         items = ocp.args.Composite(params=ocp.args.StandardSave(arrays), meta=meta)
         manager.save(0, args=items)
 

@@ -52,7 +52,7 @@ def restore(workdir, out, coordinator, processes, process):
     import jax
     import numpy as np
 
-    from training import checkpoints, fingerprint, partition
+    from training import checkpoint_layout, checkpoints, fingerprint, partition
     from training import processes as joined
     from training import run as runs
     from training.config import freeze, load
@@ -63,7 +63,7 @@ def restore(workdir, out, coordinator, processes, process):
     store = checkpoints.Checkpoints(Path(workdir) / "checkpoints")
     state, _, step = store.restore_newest(runs.build(freeze(config)).abstract_state)
     pieces = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoints._items(state)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoint_layout.as_items(state)):
         for shard in fingerprint.raw_bits(leaf).addressable_shards:
             place = [(part.start, part.stop) for part in shard.index]
             pieces[f"{partition.name(path)} {place}"] = np.asarray(shard.data)

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.training.test_step import batch, run, setup
-from training import checkpoints, mesh
+from training import checkpoint_layout, checkpoints, mesh
 from training.components import ConfigError
 from training.exit_codes import TryAgain
 from training.mesh import state_sharding, with_sharding
@@ -202,7 +202,7 @@ def test_storage_that_is_away_is_no_damage(two, monkeypatch):
     def away(*_):
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr(checkpoints, "_read_item", away)
+    monkeypatch.setattr(checkpoint_layout, "read_item", away)
     with pytest.raises(TryAgain, match=r"cannot be read just now .*Stale file handle"):
         checkpoints.Checkpoints(directory).restore_newest(abstract)
     assert checkpoints.steps(directory) == [3, 6]

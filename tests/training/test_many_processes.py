@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.training import many_processes
-from training import checkpoints, fingerprint, loop, partition
+from training import checkpoint_layout, checkpoints, fingerprint, loop, partition
 from training import run as runs
 from training.config import freeze, load
 
@@ -54,7 +54,7 @@ def stored(workdir, step):
     abstract = runs.build(freeze(config), devices=jax.devices()[:1]).abstract_state
     path, arrays = (workdir / "checkpoints" / str(step)).resolve(), {}
     with ocp.StandardCheckpointer() as reader:
-        for item, target in checkpoints._items(abstract).items():
+        for item, target in checkpoint_layout.as_items(abstract).items():
             for key, leaf in jax.tree_util.tree_leaves_with_path(
                 reader.restore(path / item, target)
             ):
