@@ -1,7 +1,7 @@
 """Low-resolution images as super-resolution learns from them, made on the device.
 
-Names of `DEGRADATIONS`: 'none' is a reduction and nothing else; 'blur' blurs some of the images
-first (first upsampler of DALL-E 2, after SR3); 'bsr' is the practical degradation of BSRGAN (Zhang
+Names of `DEGRADATIONS`: 'none' is a reduction and nothing else; 'blur' blurs some of the reduced
+images (first upsampler of DALL-E 2, after SR3); 'bsr' is the practical degradation of BSRGAN (Zhang
 et al., 2021, section 3) as latent diffusion uses it (second upsampler of DALL-E 2).
 """
 
@@ -65,9 +65,9 @@ def degrade(
     """
     if kind == "bsr":
         return bsr(127.5 * (images + 1), key, low) / 127.5 - 1
-    if kind == "blur":
-        images = random_blur(images, key, probability)
-    return resize(images, (low, low), reduction)
+    small = resize(images, (low, low), reduction)
+    # After the reduction: before it, so narrow a blur hardly reaches beyond a pixel of the result.
+    return random_blur(small, key, probability) if kind == "blur" else small
 
 
 def bsr(

@@ -14,7 +14,7 @@ from models.functional import Network, functional, normal, scan, stack
 from models.settings import Settings
 from models.transformer import ACTIVATIONS, Block, LayerNorm, Table, linear
 
-# Largest scale of the logits (Radford et al., section 2.5).
+# Largest scale of the logits of a softmax (Radford et al., section 2.5).
 MAX_LOG_SCALE = math.log(100.0)
 
 
@@ -157,9 +157,11 @@ class Similarity(nnx.Module):
         self.bias = nnx.Param(jnp.float32(-10.0)) if biased else None
 
     def __call__(self) -> tuple[Float[Array, ""], Float[Array, ""] | None]:
-        """(scale, at most 100; bias)."""
-        bias = None if self.bias is None else self.bias[...]
-        return jnp.exp(_at_most(self.log_scale[...])), bias
+        """(scale, without a bias at most 100; bias)."""
+        if self.bias is None:
+            return jnp.exp(_at_most(self.log_scale[...])), None
+        # SigLIP sets no limit, and published ones end beyond 100.
+        return jnp.exp(self.log_scale[...]), self.bias[...]
 
 
 class CLIP(nnx.Module):

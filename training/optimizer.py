@@ -12,7 +12,16 @@ from training import components
 from training.forced_norm import forced_weight_norm
 
 # Parameters that Muon leaves to Adam: first and last layer, and what is looked up, not multiplied.
-_NO_MATRIX = ("conv_in", "conv_out", "patches", "linear_out", "label", "augment", "objective")
+_NO_MATRIX = (
+    "conv_in",
+    "conv_out",
+    "patches",
+    "linear_out",
+    "out",
+    "label",
+    "augment",
+    "objective",
+)
 # Axes of a kernel that are summed over, by its rank: of a linear layer, a stack of them, a
 # convolution, a stack of those. The last axis are the outputs; each of a stack is its own matrix.
 _INPUT_AXES = {2: (-2,), 3: (-2,), 4: (-4, -3, -2), 5: (-4, -3, -2)}

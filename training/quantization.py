@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -44,7 +45,7 @@ class Quantizer(NamedTuple):
     def encode(self, embedding: Float[AnyArray, "batch dim"]) -> Int[AnyArray, "batch components"]:
         """Codes from 0 to buckets - 1, of the component of largest eigenvalue first."""
         xp = namespace(embedding)
-        values = (embedding - self._in(xp, self.mean)) @ self._in(xp, self.basis)
+        values = _product(xp, embedding - self._in(xp, self.mean), self._in(xp, self.basis))
         codes = xp.floor((values - self._in(xp, self.low)) / self._in(xp, self.width))
         return xp.clip(codes, 0, self.buckets - 1).astype(np.int32)
 
@@ -53,7 +54,7 @@ class Quantizer(NamedTuple):
         xp = namespace(codes)
         middle = codes.astype(np.float64 if xp is np else np.float32) + 0.5
         values = self._in(xp, self.low) + middle * self._in(xp, self.width)
-        return values @ self._in(xp, self.basis).T + self._in(xp, self.mean)
+        return _product(xp, values, self._in(xp, self.basis).T) + self._in(xp, self.mean)
 
     def encode_dot(self, dot: Float[AnyArray, " batch"]) -> Int[AnyArray, " batch"]:
         """The code of a dot product: how many edges it has reached."""
@@ -67,6 +68,11 @@ class Quantizer(NamedTuple):
 
     def _in(self, xp: Any, array: np.ndarray) -> Any:
         return array if xp is np else xp.asarray(array, np.float32)
+
+
+def _product(xp: Any, a: Any, b: Any) -> Any:
+    """a @ b in full float32: by an accelerator's default small components are off by buckets."""
+    return a @ b if xp is np else xp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def fit(

@@ -97,6 +97,19 @@ def test_siglip_starts_at_its_bias():
     np.testing.assert_allclose((out.scale, out.bias), (10.0, -10.0), rtol=1e-6)
 
 
+def test_the_scale_of_siglip_has_no_limit():
+    network = make_clip(dataclasses.replace(CONFIG, logit_bias=True))
+    params = network.init(jax.random.key(0))
+
+    def scale(log_scale):
+        similarity = params["similarity"] | {"log_scale": log_scale}
+        return network.apply(params | {"similarity": similarity}).scale
+
+    # That of the published SO400M at 384 pixels.
+    value, slope = jax.value_and_grad(scale)(jnp.float32(4.7215))
+    np.testing.assert_allclose((value, slope), math.exp(4.7215), rtol=1e-6)
+
+
 def test_a_token_beyond_the_table_is_nan():
     out = APPLY(PARAMS, tokens=TOKENS.at[0, 1].set(20))
     assert np.isnan(out.text_embedding[0]).all()

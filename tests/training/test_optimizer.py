@@ -66,6 +66,7 @@ def kernels():
         "stack": {"kernel": (2, 6, 5)},
         "conv_in": {"kernel": (3, 3, 1, 8)},
         "label": {"embedding": (11, 8)},
+        "out": {"kernel": (8, 12)},
         "objective": {"schedule": {"kernel": (4, 4)}},
     }
     rng = np.random.default_rng(0)
@@ -102,7 +103,8 @@ def test_muon_makes_the_matrices_of_kernels_orthogonal():
         assert values.min() > 0.6
         assert values.max() < 1.3
     # Adam's first step is the sign of the gradient, of all that Muon is not for.
-    for path in (("conv", "bias"), ("conv_in", "kernel"), ("label", "embedding")):
+    adams = ("conv", "bias"), ("conv_in", "kernel"), ("label", "embedding"), ("out", "kernel")
+    for path in adams:
         found, grad = updates[path[0]][path[1]], grads[path[0]][path[1]]
         np.testing.assert_allclose(found, -jnp.sign(grad), atol=1e-4)
     learned = updates["objective"]["schedule"]["kernel"]

@@ -66,6 +66,15 @@ def test_on_the_device_as_on_the_host():
     np.testing.assert_allclose(back, ALL.decode(np.asarray(codes)), atol=1e-5)
 
 
+def test_on_accelerators_products_keep_their_digits():
+    """By default they are of bfloat16 or TF32, and codes of small components off by buckets."""
+    codes = ALL.encode(IMAGES[:2])
+    for function, x in ((ALL.encode, IMAGES[:2].astype(np.float32)), (ALL.decode, codes)):
+        program = jax.make_jaxpr(function)(x)
+        products = [eqn for eqn in program.eqns if eqn.primitive.name == "dot_general"]
+        assert [eqn.params["precision"] for eqn in products] == [(jax.lax.Precision.HIGHEST,) * 2]
+
+
 def test_dot_products_fill_their_buckets_evenly():
     dots = np.sum(IMAGES * TEXTS, axis=1)
     codes = ALL.encode_dot(dots)

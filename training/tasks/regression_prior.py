@@ -38,6 +38,13 @@ class RegressionPriorTask(CaptionPrior):
             raise ConfigError(
                 f"config.task = {config.task!r}: contrastive must be 0 or more, temperature above 0"
             )
+        if contrastive and config.train.accumulate != 1:
+            # A microbatch would contrast among itself alone: another loss.
+            raise ConfigError(
+                f"config.train.accumulate = {config.train.accumulate}: must be 1 with task "
+                f"{config.task!r}, whose contrastive loss compares all of a batch; set it, or "
+                "contrastive=0.0"
+            )
         self.contrastive, self.temperature = contrastive, temperature
 
     def loss(

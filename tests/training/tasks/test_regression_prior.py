@@ -11,9 +11,10 @@ from training.components import ConfigError
 from training.tasks.regression_prior import text_as_image
 
 
-def make(task, name="linear_prior", **model):
+def make(task, name="linear_prior", accumulate=1, **model):
     config = command_line.read("configs/prior_paper.py:smoke")
     config.task = task
+    config.train.accumulate = accumulate
     config.model = networks.FIELDS[name]()
     config.model.update(embedding_dim=8, **model)
     return tasks.make_task(config)
@@ -85,3 +86,9 @@ def test_the_text_itself():
 def test_mistakes_are_named():
     with pytest.raises(ConfigError, match="contrastive must be 0 or more"):
         make("regression_prior(contrastive=-1.0)")
+
+
+def test_microbatches_would_have_fewer_texts_to_tell_apart():
+    make("regression_prior", accumulate=2)
+    with pytest.raises(ConfigError, match=r"config\.train\.accumulate = 2: must be 1"):
+        make("regression_prior(contrastive=0.2)", accumulate=2)
