@@ -225,7 +225,7 @@ def test_a_killed_job_goes_on_at_the_missing_chunk(asked, capsys):
     generate.generate(freeze(config), root)
     assert (out / "samples.npz").read_bytes() == images
     assert (out / "chunks" / "000000.0.npz").stat().st_mtime_ns == kept
-    assert json.loads((out / "info.json").read_text())["made_by_this_start"] == 8
+    assert json.loads((out / "info.json").read_text())["made_by_this_start"] == 2
 
 
 def test_long_and_empty_prompts(asked, caplog):
@@ -382,3 +382,25 @@ def test_a_half_trained_stage_is_told(trained, caplog):
     TextToImage(freeze(longer), root)
     assert "config.stages.decoder: at step 4 of 500; --mode=train goes on" in caplog.text
     assert "config.stages.prior" not in caplog.text
+
+
+def test_few_pictures_are_a_small_batch_and_the_same(asked, tmp_path, monkeypatch, capsys):
+    config, root, out = asked
+    many = np.load(out / "samples.npz")["arr_0"]
+    pipeline, decode, sizes = TextToImage(freeze(config), root), TextToImage.decode, []
+
+    def seen(self, captions, *arguments):
+        sizes.append(len(captions))
+        return decode(self, captions, *arguments)
+
+    monkeypatch.setattr(TextToImage, "decode", seen)
+    for count in (3, 9):
+        captions, numbers = [CAPTION] * count, np.arange(count, dtype=np.int32)
+        capsys.readouterr()
+        there, images = generate.draw(pipeline, freeze(config), tmp_path, captions, numbers)
+        same = min(count, 5)
+        np.testing.assert_allclose(images[:same].astype(int), many[:same], atol=1)
+        assert json.loads((there / "info.json").read_text())["made_by_this_start"] == count
+        assert f"image {count}/{count}" in capsys.readouterr().err
+    # The nine are a whole batch and one that is filled up: one shape in each of the two runs.
+    assert sizes == [3, 8, 8]
