@@ -23,6 +23,7 @@ from training.components import ConfigError
 from training.config import freeze
 from training.contract import EmbeddingContract, check_same, identify
 from training.mesh import batch_sharding, batch_ways, make_mesh
+from training.root import absolute, unfill
 from training.tasks.caption_prior import CaptionPrior
 from training.tasks.decoder import DecoderTask
 from training.tasks.regression_prior import text_as_image
@@ -295,4 +296,5 @@ def _load(name: str, config: Any, root: Any, mesh: Any, kind: type, wanted: str)
         "model": fields["model"],
         "diffusion": fields["diffusion"],
     }
-    return Stage(name, workdir, task, params, identity)
+    # The same for a stack that was moved.
+    return Stage(name, workdir, task, params, unfill(identity, absolute(root)))

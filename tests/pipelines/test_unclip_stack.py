@@ -12,8 +12,9 @@ from PIL import Image
 
 import evaluation.stack
 from configs import unclip_shapes
+from diffusion.solvers import analytic as estimates
 from evaluation.caption_accuracy import caption_accuracy
-from pipelines import generate
+from pipelines import analytic, generate
 from pipelines import stack as stacks
 from pipelines.text_to_image import TextToImage
 from training import loop, mesh, stack, tasks, tokens
@@ -81,7 +82,8 @@ def test_a_half_done_stage_goes_on_and_only_it(trained, tmp_path, caplog):
     copy = tmp_path / "stack"
     shutil.copytree(root, copy)
     shutil.rmtree(copy / "prior" / "checkpoints" / "4")
-    _moved(copy, root)
+    # A work directory may be moved or copied.
+    assert not [path for path in copy.glob("*/config.json") if str(root) in path.read_text()]
     config = config.copy_and_resolve_references()
     config.only = "prior"
     with caplog.at_level(logging.INFO):
@@ -92,10 +94,17 @@ def test_a_half_done_stage_goes_on_and_only_it(trained, tmp_path, caplog):
     assert lines == (root / "prior" / "metrics.jsonl").read_text()
 
 
-def _moved(copy, root):
-    """Work directories hold the place where they were trained; as if trained here."""
-    for path in [*copy.glob("*.json"), *copy.glob("*/config.json")]:
-        path.write_text(path.read_text().replace(str(root), str(copy)))
+def test_a_stage_that_points_elsewhere_is_refused(trained, tmp_path):
+    config, root = trained
+    copy = tmp_path / "stack"
+    shutil.copytree(root, copy)
+    record = copy / "prior" / "config.json"
+    record.write_text(record.read_text().replace("{root}", "/elsewhere"))
+    before = record.read_text()
+    message = r"config.stages.prior.data.source: .*/elsewhere/clip.* -> .*/stack/clip/embeddings"
+    with pytest.raises(ConfigError, match=message):
+        stacks.train(freeze(config), copy)
+    assert record.read_text() == before
 
 
 def test_the_directory_of_another_run_is_left_as_it_is(trained, tmp_path):
@@ -258,7 +267,6 @@ def test_stages_of_two_clips_are_refused_in_one_line(trained, tmp_path):
     config, root = trained
     copy = tmp_path / "stack"
     shutil.copytree(root, copy)
-    _moved(copy, root)
     contract = EmbeddingContract.read(copy / "prior")
     other = contract.__class__(**{**contract.__dict__, "encoder": "0123456789abcdef"})
     other.write(copy / "prior")
@@ -373,6 +381,28 @@ def test_mistakes_of_a_stage_name_its_fields(trained):
     wider.stages.clip.model.image_width = 64
     with pytest.raises(ConfigError, match=r"config.stages.clip.model.image_width = 64, but"):
         TextToImage(freeze(wider), root)
+
+
+def test_the_analytic_variance_of_a_stacks_prior_and_of_one_that_was_moved(trained, tmp_path):
+    config, root = trained
+    copy, moved = tmp_path / "copy", tmp_path / "moved"
+    shutil.copytree(root, copy)
+    analytic.estimate(freeze(Workdir(copy / "prior").read_config()), copy / "prior")
+    # Of a prior that is hardly trained the estimated variance is 0, and nothing would change.
+    found = copy / "prior" / analytic.FILE
+    estimates.load(found)._replace(eps_square=np.zeros(2)).save(found)
+    config = config.copy_and_resolve_references()
+    path = "{root}/prior/analytic.json"
+    config.stages.prior.sample.solver = f"ddpm(variance='analytic', estimates={path!r})"
+    captions, numbers = [CAPTION] * 8, np.arange(8, dtype=np.int32)
+    here = TextToImage(freeze(config), copy)
+    drawn = np.asarray(here.embed(captions, 0, numbers))
+    usual = np.asarray(TextToImage(trained[0], root).embed(captions, 0, numbers))
+    assert not np.array_equal(drawn, usual)
+    copy.rename(moved)
+    there = TextToImage(freeze(config), moved)
+    assert there.identity == here.identity, "the same pictures, which are not made again"
+    np.testing.assert_array_equal(there.embed(captions, 0, numbers), drawn)
 
 
 def test_a_half_trained_stage_is_told(trained, caplog):
