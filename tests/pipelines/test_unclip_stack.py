@@ -79,8 +79,7 @@ def test_every_stage_has_a_run_of_its_own_and_what_is_done_is_left(trained, caps
 
 def test_a_half_done_stage_goes_on_and_only_it(trained, tmp_path, caplog):
     config, root = trained
-    copy = tmp_path / "stack"
-    shutil.copytree(root, copy)
+    copy = shutil.copytree(root, tmp_path / "stack")
     shutil.rmtree(copy / "prior" / "checkpoints" / "4")
     # A work directory may be moved or copied.
     assert not [path for path in copy.glob("*/config.json") if str(root) in path.read_text()]
@@ -96,8 +95,7 @@ def test_a_half_done_stage_goes_on_and_only_it(trained, tmp_path, caplog):
 
 def test_a_stage_that_points_elsewhere_is_refused(trained, tmp_path):
     config, root = trained
-    copy = tmp_path / "stack"
-    shutil.copytree(root, copy)
+    copy = shutil.copytree(root, tmp_path / "stack")
     record = copy / "prior" / "config.json"
     record.write_text(record.read_text().replace("{root}", "/elsewhere"))
     before = record.read_text()
@@ -133,8 +131,7 @@ def test_a_stack_without_a_stage_that_is_there_is_refused(trained, tmp_path):
 
 def test_a_clip_that_went_on_is_refused(trained, tmp_path):
     config, root = trained
-    copy = tmp_path / "stack"
-    shutil.copytree(root, copy)
+    copy = shutil.copytree(root, tmp_path / "stack")
     own = json.loads((copy / "clip" / "contract.json").read_text())["encoder"]
     for path in copy.glob("*/contract.json"):
         path.write_text(path.read_text().replace(own, "0123456789abcdef"))
@@ -265,8 +262,7 @@ def test_a_missing_stage_is_named(trained, tmp_path):
 
 def test_stages_of_two_clips_are_refused_in_one_line(trained, tmp_path):
     config, root = trained
-    copy = tmp_path / "stack"
-    shutil.copytree(root, copy)
+    copy = shutil.copytree(root, tmp_path / "stack")
     contract = EmbeddingContract.read(copy / "prior")
     other = contract.__class__(**{**contract.__dict__, "encoder": "0123456789abcdef"})
     other.write(copy / "prior")
@@ -334,7 +330,9 @@ def test_caption_accuracy_is_measured_once(trained, capsys):
     assert values["real"] != values["clip_score"]
     assert values["clip"]["extractor"] == "clip_run"
     (row,) = (root / "evaluation" / "picture_quality.jsonl").read_text().splitlines()
-    assert 1 <= json.loads(row)["values"]["vendi"] <= 4
+    values = json.loads(row)["values"]
+    assert 1 <= values["vendi"] <= 4
+    assert values["count"] == 4
 
 
 def test_another_prior_before_the_same_decoder(trained):
@@ -354,7 +352,8 @@ def test_another_prior_before_the_same_decoder(trained):
 def test_quality_is_of_the_embeddings_that_are_decoded(trained):
     config, root = trained
     pipeline = TextToImage(freeze(config), root).with_prior("")
-    (metric,) = evaluation.stack.build(["prior_quality(split='test', count=12, seeds=2)"]).values()
+    spec = "prior_quality(split='test', count=12, seeds=2)"
+    (metric,) = evaluation.stack.build([spec], config).values()
 
     def no_picture(captions):
         raise AssertionError("nothing is decoded for it")
@@ -385,8 +384,7 @@ def test_mistakes_of_a_stage_name_its_fields(trained):
 
 def test_the_analytic_variance_of_a_stacks_prior_and_of_one_that_was_moved(trained, tmp_path):
     config, root = trained
-    copy, moved = tmp_path / "copy", tmp_path / "moved"
-    shutil.copytree(root, copy)
+    copy, moved = shutil.copytree(root, tmp_path / "copy"), tmp_path / "moved"
     analytic.estimate(freeze(Workdir(copy / "prior").read_config()), copy / "prior")
     # Of a prior that is hardly trained the estimated variance is 0, and nothing would change.
     found = copy / "prior" / analytic.FILE
