@@ -403,6 +403,18 @@ def test_the_analytic_variance_of_a_stacks_prior_and_of_one_that_was_moved(train
     np.testing.assert_array_equal(there.embed(captions, 0, numbers), drawn)
 
 
+def test_clip_is_computed_as_its_stage_says(trained):
+    config, root = trained
+    usual = TextToImage(freeze(config), root)
+    config = config.copy_and_resolve_references()
+    config.stages.clip.model.dtype = "bfloat16"
+    rough = TextToImage(freeze(config), root)
+    assert rough.identity["clip"] != usual.identity["clip"], "the pictures are others"
+    expected, found = usual.clip.captions([CAPTION]), rough.clip.captions([CAPTION])
+    assert not np.array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
 def test_a_half_trained_stage_is_told(trained, caplog):
     config, root = trained
     longer = config.copy_and_resolve_references()
