@@ -237,9 +237,12 @@ def test_a_killed_job_goes_on_at_the_missing_chunk(asked, capsys):
 def test_long_and_empty_prompts(asked, caplog):
     config, root, _ = asked
     pipeline = TextToImage(freeze(config), root)
+    # Words that no caption had are told apart by their pieces, and not warned of.
+    prompts = [CAPTION, "a zorgle", "a ☃"]
     with caplog.at_level(logging.WARNING, "pipelines"):
-        pipeline.check_prompts([CAPTION])
+        pipeline.check_prompts(prompts)
     assert not caplog.records
+    assert len(np.unique(pipeline.clip.captions(prompts), axis=0)) == 3
     with caplog.at_level(logging.WARNING, "pipelines"):
         pipeline.check_prompts([CAPTION + " below a large yellow star and nine more words"])
     (record,) = caplog.records
