@@ -91,6 +91,33 @@ class Three(Colours):
         return 3
 
 
+def decoded(order, side=4):
+    def draw(captions):
+        assert captions == [f"a {name}" for name in NAMES]
+        return np.stack([picture(colour, side) for colour in order])
+
+    return DecodedQuality().measure(Pipeline(), draw, Three(), range(3), None)
+
+
+def test_decoded_quality_of_the_true_pictures_is_perfect():
+    found = decoded((0, 1, 2), side=8)
+    assert found["cosine"] == found["cosine_to_text"] == found["text_cosine"] == 1
+    assert found["cosine_unrelated"] == found["text_cosine_unrelated"] == 0
+    assert found["recall"] == found["text_recall"] == {"1": 1, "5": 1, "10": 1}
+    assert (found["median_rank"], found["count"]) == (0, 3)
+
+
+def test_decoded_quality_of_exchanged_pictures_can_be_counted():
+    found = decoded((1, 0, 2))
+    # One picture of three is right. The two others lie at each other's place, at right angles to
+    # their own, as near to that as to the third.
+    assert found["cosine"] == found["cosine_to_text"] == pytest.approx(1 / 3)
+    assert found["cosine_unrelated"] == pytest.approx(2 / 6)
+    assert found["recall"] == {"1": pytest.approx(1 / 3), "5": 1, "10": 1}
+    assert found["median_rank"] == 2
+    assert found["text_cosine"] == found["text_recall"]["1"] == 1
+
+
 def test_a_split_that_is_not_there_is_refused_before_anything_is_drawn():
     config = unclip_shapes.get_config("smoke")
     specs = ["caption_accuracy(split='test')", "zero_shot(split='nope')"]
