@@ -164,7 +164,10 @@ def _prompts() -> tuple[str, ...]:
         lines = epath.Path(FLAGS.prompts).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts={FLAGS.prompts}: cannot be read as text ({error})") from None
-    return (*FLAGS.prompt, *(line.strip() for line in lines if line.strip()))
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError(f"--prompts={FLAGS.prompts}: has no prompt; write one on each line")
+    return (*FLAGS.prompt, *prompts)
 
 
 def _other_kind(config, path: str) -> str:

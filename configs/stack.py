@@ -6,7 +6,7 @@
 
 A stage is a run like any other: its config is config.stages.<name>, its work directory
 <workdir>/<name>, and every mode works on that, too. In the strings of a stage '{root}' stands for
-the work directory of the stack.
+the work directory of the stack, also in the stage's own config.json: a stack may be moved whole.
 """
 
 from ml_collections import ConfigDict

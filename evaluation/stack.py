@@ -8,7 +8,7 @@ import numpy as np
 
 from evaluation import STACK_METRICS
 from evaluation.rows import run_metrics
-from evaluation.stack_metrics import StackMetric
+from evaluation.stack_metrics import StackMetric, captioned
 from pipelines import generate
 from pipelines.text_to_image import TextToImage
 from training import components
@@ -25,23 +25,29 @@ def evaluate(config: Any, directory: str | os.PathLike[str]) -> None:
     computed twice. Pictures are kept under <workdir>/generated, so that a killed job goes on.
 
     Raises:
-        ConfigError: no metric is named, or the stages cannot make pictures.
+        ConfigError: no metric is named, one has a mistake, or the stages cannot make pictures.
     """
     if not config.evaluate.metrics:
         raise ConfigError(
             f"{_FIELD}: empty; name at least one, (\"caption_accuracy(split='test')\",)"
         )
-    metrics = build(config.evaluate.metrics)
+    metrics = build(config.evaluate.metrics, config)
     measure(metrics, TextToImage(config, directory), config, directory)
 
 
-def build(specs: Sequence[str]) -> dict[str, StackMetric]:
-    """Metrics by what they are called in a config.
+def build(specs: Sequence[str], config: Any) -> dict[str, StackMetric]:
+    """Metrics by what they are called in the config of a stack, before anything is drawn.
 
     Raises:
-        ConfigError: a mistake in one of them.
+        ConfigError: a mistake in one of them, or the stack's pairs have no such split.
     """
-    return {spec: components.build(STACK_METRICS, spec, _FIELD) for spec in specs}
+    made = {spec: components.build(STACK_METRICS, spec, _FIELD) for spec in specs}
+    for spec, metric in made.items():
+        try:
+            captioned(config, metric.split)
+        except ConfigError as error:
+            raise ConfigError(f"{_FIELD} = {spec!r}: {error}") from error
+    return made
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from training import components, stack
 from training.components import ConfigError
 from training.encoder import Encoder
 
+log = logging.getLogger(__name__)
+
 _FIELD = "config.evaluate.metrics"
 Draw = Callable[[Sequence[str]], UInt8[np.ndarray, "count size size channels"]]
 
@@ -33,7 +36,7 @@ class StackMetric(abc.ABC):
 
     Attributes:
         split: of the stack's pairs, whose captions are drawn.
-        count: of them, the first ones; 0: all.
+        count: of them, the first ones; 0: all. Of a split that has fewer all, with a warning.
     """
 
     split: str = "test"
@@ -46,6 +49,14 @@ class StackMetric(abc.ABC):
             ConfigError: the data have no such split or no captions.
         """
         source = captioned(config, self.split)
+        if self.count > len(source):
+            log.warning(
+                "%s: count=%d, and %s has %d examples: all are measured",
+                type(self).__name__,
+                self.count,
+                source.name,
+                len(source),
+            )
         rows = range(min(self.count or len(source), len(source)))
         return self.measure(pipeline, draw, source, rows, config.generate)
 
@@ -221,7 +232,7 @@ class PictureQuality(StackMetric):
         reference = Reference(source.name, {}, moments, features)
         protocol.check(reference, len(captions), source.name)
         found = protocol(see(draw(captions)), reference)
-        return found | {"extractor": dict(see.extractor.identity)}
+        return found | {"count": len(captions), "extractor": dict(see.extractor.identity)}
 
 
 def _seen(
@@ -249,9 +260,9 @@ def captioned(config: Any, split: str) -> Source:
         ConfigError: the data have no such split or no captions.
     """
     spec = components.changed(stack.pairs_of(config), split=split)
-    source = components.build(input_pipeline.SOURCES, spec, _FIELD)
+    source = components.build(input_pipeline.SOURCES, spec, "config.pairs")
     if "caption" not in source.fields:
-        raise ConfigError(f"{_FIELD}: {source.name} has no captions to be drawn")
+        raise ConfigError(f"config.pairs: {source.name} has no captions to be drawn")
     return source
 
 

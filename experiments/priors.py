@@ -101,7 +101,7 @@ def compare(config: Any, directory: str | os.PathLike[str], split: str, count: i
         what: f"{what}(split={split!r}, count={count})"
         for what in ("prior_quality", "caption_accuracy", "decoded_quality")
     }
-    metrics = evaluation.stack.build(list(specs.values()))
+    metrics = evaluation.stack.build(list(specs.values()), config)
     pipeline, rows = TextToImage(config, directory), []
     for label, name in [*names, (TRUE, None)]:
         prior = _true(pipeline, config, split, count) if name is None else name

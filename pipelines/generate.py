@@ -2,8 +2,9 @@
 
     <workdir>/generated/<name>/000000.png ...  samples.npz  grid.png  info.json  chunks/
 
-Pictures are made in chunks of `config.generate.batch_size` and stored as soon as they are made, so
-a job that was killed goes on at the first missing chunk.
+Pictures are made in chunks of `config.generate.batch_size`, or of as many as are asked for where
+these are fewer, and stored as soon as they are made, so a job that was killed goes on at the first
+missing chunk.
 """
 
 import hashlib
@@ -55,7 +56,8 @@ def draw(
 
     indices: number of each sample, which with `config.generate.seed` and the caption decides it.
     """
-    size = -(-config.generate.batch_size // pipeline.batch_ways) * pipeline.batch_ways
+    count, ways = len(captions), pipeline.batch_ways
+    size = -(-min(config.generate.batch_size, count) // ways) * ways
     what = {
         "stages": pipeline.identity,
         "seed": config.generate.seed,
@@ -64,13 +66,13 @@ def draw(
         "batch_size": size,
     }
     out = Workdir(directory).generated / _name(what)
-    count, chunks = len(captions), Chunks(out / "chunks", size)
+    chunks = Chunks(out / "chunks", size)
     if not finished(out, count):
         clock, missing = Clock(), chunks.missing(count)
         _make(pipeline, config.generate.seed, captions, indices, chunks, missing, clock)
         info = what | {
             "count": count,
-            "made_by_this_start": len(missing) * size,
+            "made_by_this_start": sum(_kept(chunks, k, count) for k in missing),
             "seconds": clock.totals(),
             "provenance": provenance(),
         }
@@ -85,6 +87,11 @@ def _name(what: dict[str, Any]) -> str:
     return f"{first}-{len(what['captions'])}-seed{what['seed']}-{digest}"
 
 
+def _kept(chunks: Chunks, k: int, count: int) -> int:
+    """How many rows of chunk k are pictures; the others fill it up."""
+    return min(chunks.size, count - k * chunks.size)
+
+
 def _make(
     pipeline: TextToImage,
     seed: int,
@@ -94,18 +101,19 @@ def _make(
     missing: Sequence[int],
     clock: Clock,
 ) -> None:
-    progress = Progress(len(missing) * chunks.size, unit="image", every=5.0)
-    for done, k in enumerate(missing, start=1):
+    kept = [_kept(chunks, k, len(captions)) for k in missing]
+    progress, made = Progress(sum(kept), unit="image", every=5.0), 0
+    for number, k in enumerate(missing):
         # Chunks are of one size: the last one is filled up from the start.
         rows = chunks.rows(k)
         of = rows % len(captions)
         # The first one compiles.
-        with clock("compile" if done == 1 else "step"):
+        with clock("step" if number else "compile"):
             images = pipeline([captions[i] for i in of], seed, indices[of])
             images.block_until_ready()
         with clock("write"):
             chunks.write(k, pipeline.place(rows), images=pipeline.place(images))
-        made = done * chunks.size
-        speed = rate(made - chunks.size, clock.totals())
+        made += kept[number]
+        speed = rate(made - kept[0], clock.totals())
         progress.log(made, {} if speed is None else {"images/s": speed})
     progress.close()

@@ -21,8 +21,9 @@ from pipelines.sampling import check_trained
 from training import checkpoints, encoder, stack, tasks
 from training.components import ConfigError
 from training.config import freeze
-from training.contract import EmbeddingContract, check_same, identify
+from training.contract import COMPUTATION, EmbeddingContract, check_same, identify
 from training.mesh import batch_sharding, batch_ways, make_mesh
+from training.root import absolute, unfill
 from training.tasks.caption_prior import CaptionPrior
 from training.tasks.decoder import DecoderTask
 from training.tasks.regression_prior import text_as_image
@@ -77,7 +78,9 @@ class TextToImage:
         with _naming(name):
             check_trained(workdir, configs[name])
             settings = configs[name].sample
-            self.clip = encoder.load(workdir, settings.ema, settings.checkpoint)
+            model = configs[name].model
+            computed = {field: model[field] for field in COMPUTATION}
+            self.clip = encoder.load(workdir, settings.ema, settings.checkpoint, computed)
         _warn_unfinished(name, configs[name], self.clip.step)
         if self.clip.tokenizer is None:
             raise ConfigError(f"{os.fspath(workdir)}: this CLIP has no tokenizer for prompts")
@@ -116,7 +119,11 @@ class TextToImage:
         self.stages = [s for s in (prior, self._decoder, *self._upsamplers) if s is not None]
         self._check_contracts()
         self.identity = {
-            "clip": {"checkpoint": self.clip.step, "encoder": self._contract.encoder},
+            "clip": {
+                "checkpoint": self.clip.step,
+                "encoder": self._contract.encoder,
+                "model": self.clip.config.model.to_dict(),
+            },
             **{stage.name: stage.identity for stage in self.stages},
         }
 
@@ -295,4 +302,5 @@ def _load(name: str, config: Any, root: Any, mesh: Any, kind: type, wanted: str)
         "model": fields["model"],
         "diffusion": fields["diffusion"],
     }
-    return Stage(name, workdir, task, params, identity)
+    # The same for a stack that was moved.
+    return Stage(name, workdir, task, params, unfill(identity, absolute(root)))

@@ -41,6 +41,10 @@ def run(*arguments, script="main.py", **environment):
         (["--config="], "--config is missing"),
         (["--config=", "--mode=convert"], "--config is missing"),
         (["--config=", "--mode=sample"], "no run there (it has no config.json)"),
+        (
+            ["--config=configs/unclip_shapes.py", "--mode=generate", "--prompts=/dev/null"],
+            "--prompts=/dev/null: has no prompt; write one on each line",
+        ),
     ],
 )
 def test_a_mistake_ends_in_a_short_message_within_five_seconds(tmp_path, arguments, message):

@@ -14,6 +14,7 @@ from configs import base, networks, stack
 from training import init_plan, posthoc
 from training.components import ConfigError, nearest, parse
 from training.files import atomic_write
+from training.root import above, fill
 
 # A ConfigDict, frozen or not, is no Mapping.
 Section = Mapping | ConfigDict
@@ -64,7 +65,8 @@ def load(source: epath.PathLike | Mapping) -> ConfigDict:
 
     Args:
         source: a path of a JSON file that `save` wrote, or its content as a dict. What it lacks
-            (it is of an older version) keeps its default.
+            (it is of an older version) keeps its default. In the file of a run '{root}' stands for
+            the directory above its work directory.
 
     Raises:
         ConfigError: no such file, not JSON, or fields that this version does not have.
@@ -80,6 +82,8 @@ def load(source: epath.PathLike | Mapping) -> ConfigDict:
             raise ConfigError(f"{where} is not JSON: {error}") from None
         if not isinstance(source, dict):
             raise ConfigError(f"{where} holds no config, but a {type(source).__name__}")
+        if "stages" not in source:
+            source = fill(source, above(where))
     stored = _tuples(source)
     config = _defaults(stored)
     known = flatten(config)

@@ -19,7 +19,7 @@ from training.files import atomic_write
 FILE = "contract.json"
 Embeddings = Float[Array | np.ndarray, "*batch embedding"]
 # Fields of config.model that change how a network is computed, not what it is.
-_COMPUTATION = ("attention", "remat", "dtype")
+COMPUTATION = ("attention", "remat", "dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,9 @@ class EmbeddingContract:
         encoder: published name, or digest of the network and its parameters (`identify`).
         dimension: of an embedding.
         normalized: whether embeddings have length 1.
-        scale: what a prior multiplies them by, so that a coordinate is of size 1.
+        scale: what makes a coordinate of size 1; a prior has a scale of its own.
         mean, std: of each coordinate over training images, before the scale.
-        null: the embedding that stands for "no image".
+        null: the embedding that stands for "no image"; a decoder has one of its own.
     """
 
     encoder: str
@@ -166,7 +166,7 @@ def keep(embeddings: Any, workdir: epath.PathLike) -> None:
 
 def identify(model: dict[str, Any], params: Any) -> str:
     """Digest of a network's fields and its parameters, the same on every layout of devices."""
-    fields = {name: value for name, value in model.items() if name not in _COMPUTATION}
+    fields = {name: value for name, value in model.items() if name not in COMPUTATION}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())

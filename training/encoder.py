@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -156,19 +156,27 @@ class Encoder:
         return made
 
 
-def load(directory: str | os.PathLike[str], ema: str = "", checkpoint: int = -1) -> Encoder:
+def load(
+    directory: str | os.PathLike[str],
+    ema: str = "",
+    checkpoint: int = -1,
+    computed: Mapping[str, Any] | None = None,
+) -> Encoder:
     """The CLIP of a work directory.
 
     Args:
         directory: of a run of task 'clip'.
         ema: which parameters, as in `config.sample.ema`; '': those that its config names.
         checkpoint: step; -1: the newest.
+        computed: values of `training.contract.COMPUTATION` in place of those of its config.
 
     Raises:
         ConfigError: no such run or checkpoint, or it is of another task.
     """
     workdir = Workdir(directory)
-    config = freeze(workdir.read_config())
+    config = workdir.read_config()
+    config.model.update(computed or {})
+    config = freeze(config)
     task = tasks.make_task(config)
     if not isinstance(task, CLIPTask):
         raise ConfigError(

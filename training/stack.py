@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from training import components
 from training.components import Call, ConfigError, changed, nearest
 from training.config import TYPES, flatten, load, no_field, validate
+from training.root import ROOT, absolute, fill
 
 # Tasks that read CLIP's embeddings, and so get `clip=` or its records.
 PRIORS = ("prior", "autoregressive_prior", "regression_prior")
 EMBEDDED = (*PRIORS, "decoder")
 # Names beside the stages in the work directory.
 _TAKEN = ("generated", "evaluation", "report")
-ROOT = "{root}"
 
 
 def is_stack(config: Mapping | ConfigDict) -> bool:
@@ -145,15 +145,13 @@ def directory(root: str | os.PathLike[str], name: str) -> epath.Path:
 
 def stages(config: ConfigDict, root: str | os.PathLike[str]) -> dict[str, ConfigDict]:
     """The config of every stage in order, with '{root}' and the source of embeddings filled in."""
-    there = os.fspath(root)
-    there = there if "://" in there else os.path.abspath(there)
     clip = clip_of(config)
     made = {}
     for name in config.order:
         fields = config.stages[name].to_dict()
         if task_of(fields).name in EMBEDDED:
             _embed(fields, config, clip)
-        made[name] = load(_filled(fields, there))
+        made[name] = load(fill(fields, absolute(root)))
     return made
 
 
@@ -167,11 +165,3 @@ def _embed(fields: dict[str, Any], config: ConfigDict, clip: str) -> None:
         data["source"] = pairs_of(config)
         data["tokenizer"] = f"file(path='{ROOT}/{clip}/tokenizer.json')"
     data.update(image_size=source.image_size, channels=source.channels, context=source.context)
-
-
-def _filled(value: Any, root: str) -> Any:
-    if isinstance(value, dict):
-        return {name: _filled(item, root) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_filled(item, root) for item in value)
-    return value.replace(ROOT, root) if isinstance(value, str) else value

@@ -19,6 +19,7 @@ from training.components import ConfigError
 from training.config import differences, load, save
 from training.exit_codes import TryAgain
 from training.files import atomic_write
+from training.root import stack_of, unfill
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -70,7 +71,7 @@ class Workdir:
             if self.config.exists():
                 changed = differences(self.read_config(), config)
                 entry["config_changes"] = {field: [old, new] for field, old, new in changed}
-            save(config, self.config)
+            save(self._portable(config), self.config)
             runs = json.loads(self.run.read_text()) if self.run.exists() else []
             atomic_write(self.run, _pretty([*runs, entry]))
         except OSError as error:
@@ -80,6 +81,11 @@ class Workdir:
                 f"--workdir={os.fspath(self.path)} cannot be written ({error.strerror or error}); "
                 "give a directory that this user may create and write"
             ) from error
+
+    def _portable(self, config: ConfigDict | FrozenConfigDict) -> ConfigDict | FrozenConfigDict:
+        """The config of a stage of a stack with '{root}' for the stack's work directory."""
+        root = stack_of(self.config)
+        return config if root is None else ConfigDict(unfill(config.to_dict(), root))
 
     def read_config(self) -> ConfigDict:
         """The config of the newest start.

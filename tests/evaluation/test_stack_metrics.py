@@ -5,7 +5,10 @@ import types
 import numpy as np
 import pytest
 
-from evaluation.stack_metrics import PictureZeroShot
+import evaluation.stack
+from configs import unclip_shapes
+from evaluation import stack_metrics
+from evaluation.stack_metrics import DecodedQuality, PictureZeroShot
 from input_pipeline.sources.base import Source
 from pipelines.text_to_image import TextToImage
 from training.components import ConfigError
@@ -79,3 +82,65 @@ def test_zero_shot_needs_names_of_classes(monkeypatch):
         measured(lambda captions: np.zeros((7, 4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match=r"each must have a \{\}"):
         PictureZeroShot(templates=("a picture",))
+
+
+class Three(Colours):
+    """One picture of each colour: embeddings at right angles, captions at the same places."""
+
+    def __len__(self):
+        return 3
+
+
+def decoded(order, side=4):
+    def draw(captions):
+        assert captions == [f"a {name}" for name in NAMES]
+        return np.stack([picture(colour, side) for colour in order])
+
+    return DecodedQuality().measure(Pipeline(), draw, Three(), range(3), None)
+
+
+def test_decoded_quality_of_the_true_pictures_is_perfect():
+    found = decoded((0, 1, 2), side=8)
+    assert found["cosine"] == found["cosine_to_text"] == found["text_cosine"] == 1
+    assert found["cosine_unrelated"] == found["text_cosine_unrelated"] == 0
+    assert found["recall"] == found["text_recall"] == {"1": 1, "5": 1, "10": 1}
+    assert (found["median_rank"], found["count"]) == (0, 3)
+
+
+def test_decoded_quality_of_exchanged_pictures_can_be_counted():
+    found = decoded((1, 0, 2))
+    # One picture of three is right. The two others lie at each other's place, at right angles to
+    # their own, as near to that as to the third.
+    assert found["cosine"] == found["cosine_to_text"] == pytest.approx(1 / 3)
+    assert found["cosine_unrelated"] == pytest.approx(2 / 6)
+    assert found["recall"] == {"1": pytest.approx(1 / 3), "5": 1, "10": 1}
+    assert found["median_rank"] == 2
+    assert found["text_cosine"] == found["text_recall"]["1"] == 1
+
+
+def test_a_split_that_is_not_there_is_refused_before_anything_is_drawn():
+    config = unclip_shapes.get_config("smoke")
+    specs = ["caption_accuracy(split='test')", "zero_shot(split='nope')"]
+    message = (
+        r"^config.evaluate.metrics = .zero_shot\(split='nope'\).: config.pairs = .*: "
+        "split: 'nope' is none of 'compositional', 'test', 'train'"
+    )
+    with pytest.raises(ConfigError, match=message):
+        evaluation.stack.build(specs, config)
+    assert list(evaluation.stack.build(specs[:1], config)) == specs[:1]
+
+
+def test_more_than_the_split_has_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(stack_metrics, "captioned", lambda config, split: Three())
+
+    def measured(count):
+        caplog.clear()
+        config = types.SimpleNamespace(generate=None)
+        draw = lambda captions: np.stack([picture(k) for k in range(len(captions))])  # noqa: E731
+        return DecodedQuality(count=count)(Pipeline(), draw, config)["count"], caplog.text
+
+    for count in (0, 3):
+        assert measured(count) == (3, "")
+    seen, told = measured(4)
+    assert seen == 3
+    assert "DecodedQuality: count=4, and colours has 3 examples: all are measured" in told

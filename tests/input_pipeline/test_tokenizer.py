@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,6 +71,15 @@ def test_any_text_has_tokens(text):
     first = ids.tolist().index(END)
     assert (ids[first:] == END).all()
     assert START not in ids[1:]
+
+
+def test_words_that_no_caption_had_are_pieces_and_none_is_lost():
+    known, unknown = TOKENIZER(["a red circle", "☃ ödd"])
+    assert (known[1:] != END).sum() == 3, "a token for each word"
+    pieces = unknown[(unknown != START) & (unknown != END)]
+    assert len(pieces) > 3
+    written = tokenizers.Tokenizer.from_str(TOKENIZER.to_json()).decode(pieces.tolist())
+    assert written.strip() == "☃ ödd"
 
 
 def test_special_tokens_in_a_text_are_text():

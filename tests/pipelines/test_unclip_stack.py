@@ -12,8 +12,9 @@ from PIL import Image
 
 import evaluation.stack
 from configs import unclip_shapes
+from diffusion.solvers import analytic as estimates
 from evaluation.caption_accuracy import caption_accuracy
-from pipelines import generate
+from pipelines import analytic, generate
 from pipelines import stack as stacks
 from pipelines.text_to_image import TextToImage
 from training import loop, mesh, stack, tasks, tokens
@@ -78,10 +79,10 @@ def test_every_stage_has_a_run_of_its_own_and_what_is_done_is_left(trained, caps
 
 def test_a_half_done_stage_goes_on_and_only_it(trained, tmp_path, caplog):
     config, root = trained
-    copy = tmp_path / "stack"
-    shutil.copytree(root, copy)
+    copy = shutil.copytree(root, tmp_path / "stack")
     shutil.rmtree(copy / "prior" / "checkpoints" / "4")
-    _moved(copy, root)
+    # A work directory may be moved or copied.
+    assert not [path for path in copy.glob("*/config.json") if str(root) in path.read_text()]
     config = config.copy_and_resolve_references()
     config.only = "prior"
     with caplog.at_level(logging.INFO):
@@ -92,10 +93,16 @@ def test_a_half_done_stage_goes_on_and_only_it(trained, tmp_path, caplog):
     assert lines == (root / "prior" / "metrics.jsonl").read_text()
 
 
-def _moved(copy, root):
-    """Work directories hold the place where they were trained; as if trained here."""
-    for path in [*copy.glob("*.json"), *copy.glob("*/config.json")]:
-        path.write_text(path.read_text().replace(str(root), str(copy)))
+def test_a_stage_that_points_elsewhere_is_refused(trained, tmp_path):
+    config, root = trained
+    copy = shutil.copytree(root, tmp_path / "stack")
+    record = copy / "prior" / "config.json"
+    record.write_text(record.read_text().replace("{root}", "/elsewhere"))
+    before = record.read_text()
+    message = r"config.stages.prior.data.source: .*/elsewhere/clip.* -> .*/stack/clip/embeddings"
+    with pytest.raises(ConfigError, match=message):
+        stacks.train(freeze(config), copy)
+    assert record.read_text() == before
 
 
 def test_the_directory_of_another_run_is_left_as_it_is(trained, tmp_path):
@@ -124,8 +131,7 @@ def test_a_stack_without_a_stage_that_is_there_is_refused(trained, tmp_path):
 
 def test_a_clip_that_went_on_is_refused(trained, tmp_path):
     config, root = trained
-    copy = tmp_path / "stack"
-    shutil.copytree(root, copy)
+    copy = shutil.copytree(root, tmp_path / "stack")
     own = json.loads((copy / "clip" / "contract.json").read_text())["encoder"]
     for path in copy.glob("*/contract.json"):
         path.write_text(path.read_text().replace(own, "0123456789abcdef"))
@@ -225,15 +231,18 @@ def test_a_killed_job_goes_on_at_the_missing_chunk(asked, capsys):
     generate.generate(freeze(config), root)
     assert (out / "samples.npz").read_bytes() == images
     assert (out / "chunks" / "000000.0.npz").stat().st_mtime_ns == kept
-    assert json.loads((out / "info.json").read_text())["made_by_this_start"] == 8
+    assert json.loads((out / "info.json").read_text())["made_by_this_start"] == 2
 
 
 def test_long_and_empty_prompts(asked, caplog):
     config, root, _ = asked
     pipeline = TextToImage(freeze(config), root)
+    # Words that no caption had are told apart by their pieces, and not warned of.
+    prompts = [CAPTION, "a zorgle", "a ☃"]
     with caplog.at_level(logging.WARNING, "pipelines"):
-        pipeline.check_prompts([CAPTION])
+        pipeline.check_prompts(prompts)
     assert not caplog.records
+    assert len(np.unique(pipeline.clip.captions(prompts), axis=0)) == 3
     with caplog.at_level(logging.WARNING, "pipelines"):
         pipeline.check_prompts([CAPTION + " below a large yellow star and nine more words"])
     (record,) = caplog.records
@@ -256,9 +265,7 @@ def test_a_missing_stage_is_named(trained, tmp_path):
 
 def test_stages_of_two_clips_are_refused_in_one_line(trained, tmp_path):
     config, root = trained
-    copy = tmp_path / "stack"
-    shutil.copytree(root, copy)
-    _moved(copy, root)
+    copy = shutil.copytree(root, tmp_path / "stack")
     contract = EmbeddingContract.read(copy / "prior")
     other = contract.__class__(**{**contract.__dict__, "encoder": "0123456789abcdef"})
     other.write(copy / "prior")
@@ -326,7 +333,9 @@ def test_caption_accuracy_is_measured_once(trained, capsys):
     assert values["real"] != values["clip_score"]
     assert values["clip"]["extractor"] == "clip_run"
     (row,) = (root / "evaluation" / "picture_quality.jsonl").read_text().splitlines()
-    assert 1 <= json.loads(row)["values"]["vendi"] <= 4
+    values = json.loads(row)["values"]
+    assert 1 <= values["vendi"] <= 4
+    assert values["count"] == 4
 
 
 def test_another_prior_before_the_same_decoder(trained):
@@ -346,7 +355,8 @@ def test_another_prior_before_the_same_decoder(trained):
 def test_quality_is_of_the_embeddings_that_are_decoded(trained):
     config, root = trained
     pipeline = TextToImage(freeze(config), root).with_prior("")
-    (metric,) = evaluation.stack.build(["prior_quality(split='test', count=12, seeds=2)"]).values()
+    spec = "prior_quality(split='test', count=12, seeds=2)"
+    (metric,) = evaluation.stack.build([spec], config).values()
 
     def no_picture(captions):
         raise AssertionError("nothing is decoded for it")
@@ -375,6 +385,39 @@ def test_mistakes_of_a_stage_name_its_fields(trained):
         TextToImage(freeze(wider), root)
 
 
+def test_the_analytic_variance_of_a_stacks_prior_and_of_one_that_was_moved(trained, tmp_path):
+    config, root = trained
+    copy, moved = shutil.copytree(root, tmp_path / "copy"), tmp_path / "moved"
+    analytic.estimate(freeze(Workdir(copy / "prior").read_config()), copy / "prior")
+    # Of a prior that is hardly trained the estimated variance is 0, and nothing would change.
+    found = copy / "prior" / analytic.FILE
+    estimates.load(found)._replace(eps_square=np.zeros(2)).save(found)
+    config = config.copy_and_resolve_references()
+    path = "{root}/prior/analytic.json"
+    config.stages.prior.sample.solver = f"ddpm(variance='analytic', estimates={path!r})"
+    captions, numbers = [CAPTION] * 8, np.arange(8, dtype=np.int32)
+    here = TextToImage(freeze(config), copy)
+    drawn = np.asarray(here.embed(captions, 0, numbers))
+    usual = np.asarray(TextToImage(trained[0], root).embed(captions, 0, numbers))
+    assert not np.array_equal(drawn, usual)
+    copy.rename(moved)
+    there = TextToImage(freeze(config), moved)
+    assert there.identity == here.identity, "the same pictures, which are not made again"
+    np.testing.assert_array_equal(there.embed(captions, 0, numbers), drawn)
+
+
+def test_clip_is_computed_as_its_stage_says(trained):
+    config, root = trained
+    usual = TextToImage(freeze(config), root)
+    config = config.copy_and_resolve_references()
+    config.stages.clip.model.dtype = "bfloat16"
+    rough = TextToImage(freeze(config), root)
+    assert rough.identity["clip"] != usual.identity["clip"], "the pictures are others"
+    expected, found = usual.clip.captions([CAPTION]), rough.clip.captions([CAPTION])
+    assert not np.array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
 def test_a_half_trained_stage_is_told(trained, caplog):
     config, root = trained
     longer = config.copy_and_resolve_references()
@@ -382,3 +425,25 @@ def test_a_half_trained_stage_is_told(trained, caplog):
     TextToImage(freeze(longer), root)
     assert "config.stages.decoder: at step 4 of 500; --mode=train goes on" in caplog.text
     assert "config.stages.prior" not in caplog.text
+
+
+def test_few_pictures_are_a_small_batch_and_the_same(asked, tmp_path, monkeypatch, capsys):
+    config, root, out = asked
+    many = np.load(out / "samples.npz")["arr_0"]
+    pipeline, decode, sizes = TextToImage(freeze(config), root), TextToImage.decode, []
+
+    def seen(self, captions, *arguments):
+        sizes.append(len(captions))
+        return decode(self, captions, *arguments)
+
+    monkeypatch.setattr(TextToImage, "decode", seen)
+    for count in (3, 9):
+        captions, numbers = [CAPTION] * count, np.arange(count, dtype=np.int32)
+        capsys.readouterr()
+        there, images = generate.draw(pipeline, freeze(config), tmp_path, captions, numbers)
+        same = min(count, 5)
+        np.testing.assert_allclose(images[:same].astype(int), many[:same], atol=1)
+        assert json.loads((there / "info.json").read_text())["made_by_this_start"] == count
+        assert f"image {count}/{count}" in capsys.readouterr().err
+    # The nine are a whole batch and one that is filled up: one shape in each of the two runs.
+    assert sizes == [3, 8, 8]
