@@ -43,12 +43,13 @@ def unet() -> ConfigDict:
             "null_class": False,
             # Tokens that the attention layers read, such as an encoded text, of width context_dim:
             # 'none'; 'kv' (keys and values beside those of the image: GLIDE, DALL-E 2); 'cross'
-            # (transformer blocks with cross-attention: latent diffusion).
+            # (transformer blocks with cross-attention: latent diffusion). Published weights have
+            # them; what is trained with tokens is `unclip_decoder`.
             "context": "none",
             "context_dim": 0,
             # With 'cross': blocks of each attention. One number, or one a level, finest first.
             "transformer_depth": (1,),
-            # Width of a vector that is added to the embedding of time; 0: none.
+            # Width of a vector that is added to the embedding of time; 0: none. As with context.
             "embedding_dim": 0,
             # The network sees sin and cos of 2^n pi x too, for each n here. VDM has (7, 8).
             "fourier_features": (),
@@ -184,7 +185,8 @@ def dit() -> ConfigDict:
             # row of the table stands for "no label" (classifier-free guidance).
             "num_classes": 1000,
             "null_class": True,
-            # Numbers of a vector that goes where time goes; 0: there is none.
+            # Numbers of a vector that goes where time goes; 0: there is none. What is trained with
+            # one is `unclip_dit`.
             "embedding_dim": 0,
             **_computation(),
         }
@@ -227,7 +229,7 @@ def unclip_decoder() -> ConfigDict:
     The defaults are DALL-E 2's; docs/unclip.md has Karlo's.
     """
     fields = unet()
-    for name in ("num_classes", "null_class", "context", "context_dim", "transformer_depth"):
+    for name in ("num_classes", "null_class", "context_dim"):
         del fields[name]
     fields.update(
         name="unclip_decoder",
@@ -241,6 +243,8 @@ def unclip_decoder() -> ConfigDict:
         time_embedding="adm",
         norm_eps=1e-5,
         init="torch",
+        # How attention reads the tokens of image and caption: 'kv' or 'cross', as in `unet`.
+        context="kv",
         # Numbers of a CLIP image embedding, which is also that of a text embedding.
         embedding_dim=1024,
     )

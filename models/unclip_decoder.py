@@ -25,10 +25,11 @@ class UnCLIPDecoderConfig(ToldOfCLIP, UNetConfig):
     """What a decoder is; the fields are those of `unclip_decoder` in configs/networks.py.
 
     embedding_dim is that of CLIP. What the U-Net inside is told follows from it and the caption's
-    fields, so those of its conditions are left alone. Fields that cannot go together raise
-    ValueError.
+    fields, so of its conditions `context` alone is set: how attention reads the tokens, 'kv' (the
+    paper) or 'cross'. Fields that cannot go together raise ValueError.
     """
 
+    context: str = "kv"
     embedding_scale: float = 0.0
     image_tokens: int = 4
     text_width: int = 512
@@ -49,12 +50,14 @@ class UnCLIPDecoderConfig(ToldOfCLIP, UNetConfig):
         if self.caption:
             text = self.embedding_dim if self.text_dim else self.text_width
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(UNetConfig)}
-        told = {"context": "kv", "context_dim": self.text_width}
-        return UNetConfig(**own | told | {"embedding_dim": self.embedding_dim + text})
+        told = {"context_dim": self.text_width, "embedding_dim": self.embedding_dim + text}
+        return UNetConfig(**own | told)
 
     def __post_init__(self):
+        known = self.context in ("kv", "cross")
+        self._require("context", known, "must be 'kv' or 'cross': the image is told in tokens")
         super().__post_init__()
-        for name in ("num_classes", "null_class", "context_dim", "scalars"):
+        for name in ("num_classes", "null_class", "scalars"):
             self._require(name, not getattr(self, name), "a decoder is told of a CLIP alone")
         for name in ("embedding_dim", "image_tokens", "text_width"):
             self._require(name, getattr(self, name) > 0, "must be positive")
@@ -69,6 +72,10 @@ class UnCLIPDecoderConfig(ToldOfCLIP, UNetConfig):
                 self._require(name, getattr(self, name) > 0, message)
             split = self.text_width % self.text_heads == 0
             self._require("text_heads", split, f"must divide text_width={self.text_width}")
+
+    def _check_context(self) -> None:
+        message = f"must be 0: tokens of context have text_width={self.text_width}"
+        self._require("context_dim", self.context_dim == 0, message)
 
 
 class OwnText(nnx.Module):

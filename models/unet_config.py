@@ -115,10 +115,7 @@ class UNetConfig:
         flash = self.attention == "xla" or self.dtype == "bfloat16"
         self._require("attention", flash, "needs dtype='bfloat16'; in float32 it is 'xla'")
 
-        told = (self.context == "none") == (self.context_dim == 0)
-        message = f"context={self.context!r}; 0 goes with 'none', a width with 'kv' and 'cross'"
-        self._require("context_dim", told, message)
-
+        self._check_context()
         levels, sizes, widths = len(self.channel_mult), self.resolutions, self.widths
         message = f"must be a multiple of {self.multiple}: channel_mult has {levels} levels"
         if self.patch_size > 1:
@@ -141,6 +138,11 @@ class UNetConfig:
         split = all(width % getattr(self, name) == 0 for width in attended)
         message = f"must divide the channels of what has attention (levels, middle), {attended}"
         self._require(name, split, message)
+
+    def _check_context(self) -> None:
+        told = (self.context == "none") == (self.context_dim == 0)
+        message = f"context={self.context!r}; 0 goes with 'none', a width with 'kv' and 'cross'"
+        self._require("context_dim", told, message)
 
     def _require(self, name: str, condition, message: str) -> None:
         if not condition:

@@ -4,15 +4,15 @@ import difflib
 import fnmatch
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base, networks, stack
-from training import init_plan, posthoc
-from training.components import ConfigError, nearest, parse
+from training import conditions, init_plan, posthoc
+from training.components import ConfigError, nearest
 from training.files import atomic_write
 from training.root import above, fill
 
@@ -310,8 +310,7 @@ def _check_values(config: ConfigDict) -> Iterator[str]:
 
 def _check_together(config: ConfigDict) -> Iterator[str]:
     """Fields that must fit each other."""
-    model, train, sample = config.model, config.train, config.sample
-    classes, null_class = model.get("num_classes", 0), model.get("null_class", False)
+    model, train = config.model, config.train
     if config.data.field == "image" and config.data.channels not in (1, 3):
         yield f"data.channels = {config.data.channels}: must be 1 or 3 for images"
     if config.data.field != "image":
@@ -328,16 +327,7 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
             f"train.batch_size = {train.batch_size}: must be a multiple of "
             f"config.train.accumulate = {train.accumulate}"
         )
-    if null_class and not classes:
-        yield "model.null_class = True: needs classes; set config.model.num_classes"
-    # A prior knows "no caption" in place of "no label", a decoder that or "no image embedding".
-    null_text = model.get("null_text", model.name in ("unclip_decoder", "unclip_dit"))
-    yield from _check_guidance(sample.guidance, null_class or null_text)
-    dropout = config.diffusion.label_dropout
-    if dropout and not null_class:
-        yield (
-            f"diffusion.label_dropout = {dropout!r}: must be 0, or set config.model.null_class=True"
-        )
+    yield from conditions.check(config)
     loss, variance = config.diffusion.loss, config.diffusion.variance
     learns_variance = loss in ("hybrid", "vlb")
     if not learns_variance and variance != "fixed":
@@ -354,7 +344,7 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
             yield f"ema.{name} = {config.ema[name]!r}: must be a string like 'constant(decay=0.9)'"
     yield from init_plan.check(config.init, base.get_config().init)
     yield from _check_optimizer(config.optimizer)
-    yield from _check_average("sample.ema", sample.ema, config.ema)
+    yield from _check_average("sample.ema", config.sample.ema, config.ema)
     if config.likelihood.ema:
         yield from _check_average("likelihood.ema", config.likelihood.ema, config.ema)
     if sum(size == -1 for size in config.mesh.values()) > 1:
@@ -365,30 +355,6 @@ def _check_together(config: ConfigDict) -> Iterator[str]:
             f"checkpoint.keep_every = {keep_every}: must be a multiple of "
             f"config.checkpoint.every = {every}"
         )
-    # A classifier may have classes where the network has none; `sample_labels` checks those.
-    by_classifier = any(name.startswith("classifier(") for name in sample.guidance)
-    if sample.labels != "cycle" and not (by_classifier and not classes):
-        label = int(sample.labels) if sample.labels.isdecimal() else -1
-        if not 0 <= label < classes:
-            yield (
-                f"sample.labels = {sample.labels!r}: must be 'cycle'"
-                + (f" or a class from '0' to '{classes - 1}'" if classes else "")
-            )
-
-
-def _check_guidance(names: Sequence[str], null_class: bool) -> Iterator[str]:
-    """Seen here, so that a run does not train until its first preview to find it out."""
-    for name in names:
-        try:
-            call = parse(name)
-        except ConfigError:
-            continue  # components.check says what is wrong with it
-        compares = call.name in ("classifier_free", "cfg_plus_plus", "adaptive_projected")
-        if compares and "negative" not in call.arguments and not null_class:
-            yield (
-                f"sample.guidance = {name!r}: compares with 'no label'; set "
-                "config.model.null_class=True, give it negative=..., or take ()"
-            )
 
 
 def _check_average(field: str, name: str, averages: Section) -> Iterator[str]:

@@ -24,9 +24,9 @@ def decoder_from_diffusers(
 ) -> Params:
     """Parameters of `UnCLIPDecoder(config)` from the state dicts of both parts.
 
-    The config has text_dim, learned_null=True and embedding_scale=1.0: they are told CLIP's
-    embeddings as they are, not of length 1. Their tokens of the image lie channel by channel, ours
-    token by token.
+    The config has context='kv', text_dim, learned_null=True and embedding_scale=1.0: they are told
+    CLIP's embeddings as they are, not of length 1. Their tokens of the image lie channel by
+    channel, ours token by token.
 
     Raises:
         ValueError: the tensors are not those of the config.

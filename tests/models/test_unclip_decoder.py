@@ -32,6 +32,8 @@ TOKENS = UnCLIPDecoderConfig(
     text_heads=2,
 )
 FEATURES = dataclasses.replace(TOKENS, text_dim=3, text_depth=0, learned_null=True)
+# In the middle alone, which compiles sooner.
+CROSS = dataclasses.replace(FEATURES, context="cross", attention_resolutions=())
 ALONE = dataclasses.replace(TOKENS, context_length=0)
 DIT = UnCLIPDiTConfig(
     in_channels=3,
@@ -47,7 +49,7 @@ DIT = UnCLIPDiTConfig(
     context_length=WORDS,
     text_dim=3,
 )
-CONFIGS = {"tokens": TOKENS, "features": FEATURES, "alone": ALONE, "dit": DIT}
+CONFIGS = {"tokens": TOKENS, "cross": CROSS, "features": FEATURES, "alone": ALONE, "dit": DIT}
 X = np.random.RandomState(3).standard_normal((BATCH, 8, 8, 3)).astype("float32")
 TIME = np.array([0, 37, 500, 999])
 MASK = np.arange(WORDS) < np.array([[5], [2], [1], [3]])
@@ -110,7 +112,7 @@ def case(request, cases):
     return cases[request.param]
 
 
-@pytest.fixture(params=["tokens", "features", "dit"])
+@pytest.fixture(params=["tokens", "cross", "features", "dit"])
 def with_caption(request, cases):
     return cases[request.param]
 
@@ -231,6 +233,25 @@ def test_a_dit_attends_as_others_do(cases):
     assert difference(after, base)[0] > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("context", "reader", "readers"),
+    [("kv", "['context']['kernel']", 4), ("cross", "['attention2']['kv']['kernel']", 6)],
+)
+def test_all_attention_reads_the_context(context, reader, readers):
+    """One in the encoder, two in the decoder and one in the middle, of their level's depth."""
+    config = dataclasses.replace(
+        TOKENS, context=context, attention_resolutions=(8,), transformer_depth=(1, 3)
+    )
+    shapes = jax.eval_shape(make_unclip_decoder(config).init, jax.random.key(0))
+    kernels = {
+        jax.tree_util.keystr(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["unet"])
+    }
+    found = [shape for path, shape in kernels.items() if path.endswith(reader)]
+    assert len(found) == readers
+    assert {inputs for inputs, _ in found} == {WIDTH}
+
+
 def test_remat_and_bfloat16(cases):
     case = cases["tokens"]
     again = make_unclip_decoder(dataclasses.replace(TOKENS, remat=True, dtype="bfloat16"))
@@ -240,8 +261,9 @@ def test_remat_and_bfloat16(cases):
     assert 0 < np.abs(out - exact).max() < 0.1 * np.abs(exact).max()
 
 
-def test_attention_can_be_perturbed(cases):
-    case = cases["tokens"]
+@pytest.mark.parametrize("name", ["tokens", "cross"])
+def test_attention_can_be_perturbed(cases, name):
+    case = cases[name]
     assert case.network.attention == (4,)
     flag = np.array([True, False, False, False])
     after = case(case.told(identity_attention={4: flag}))
@@ -270,6 +292,9 @@ def test_the_papers_size():
         ({"embedding_scale": -1.0}, "embedding_scale=-1.0: must not be negative"),
         ({"num_classes": 3}, "num_classes=3: a decoder is told of a CLIP alone"),
         ({"norm_groups": 3}, "norm_groups=3: must divide the channels"),
+        ({"context": "none"}, "context='none': must be 'kv' or 'cross': the image is told"),
+        ({"context_dim": 4}, "context_dim=4: must be 0: tokens of context have text_width=16"),
+        ({"transformer_depth": (1, 2, 3)}, r"transformer_depth=\(1, 2, 3\): .* the 2 levels"),
     ],
 )
 def test_mistakes_are_named(fields, message):

@@ -32,9 +32,9 @@ COVERED = {
 }
 
 
-def parameters(name):
+def parameters(name, **changed):
     """Shapes of a network at the size that its config has by default."""
-    fields = networks.FIELDS[name]().to_dict()
+    fields = networks.FIELDS[name]().to_dict() | changed
     del fields["name"]
     if name not in VECTORS:
         outputs = {"clip": fields.get("embedding_dim"), "unet_encoder": 1000}.get(name, 3)
@@ -55,15 +55,33 @@ def large(shapes):
     ]
 
 
-@pytest.mark.parametrize("name", models.MODELS)
-def test_every_large_kernel_has_a_rule_or_is_a_named_exception(name):
+def covered(shapes):
+    """How many large parameters lie over tensor, and how many are named exceptions."""
     ruled, whole = [], []
-    for path in large(parameters(name)):
+    for path in large(shapes):
         excepted = [p for p in partition.WHOLE_OVER_TENSOR if re.search(rf"(^|/)({p})$", path)]
         axis = partition.tensor_axis(path)
         assert (axis is None) == bool(excepted), f"{path}: axis {axis}, exceptions {excepted}"
         (ruled if excepted == [] else whole).append(path)
-    assert (len(ruled), len(whole)) == COVERED[name]
+    return len(ruled), len(whole)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_large_kernel_has_a_rule_or_is_a_named_exception(name):
+    assert covered(parameters(name)) == COVERED[name]
+
+
+def test_those_of_spatial_transformers_have_too():
+    """Twice q, kv and projection, and two layers, in place of qkv, context and projection."""
+    small = {"channels": 256, "channel_mult": (1, 2), "num_res_blocks": 1, "text_depth": 1}
+    small["attention_resolutions"] = (32,)
+    kv, cross = (
+        covered(parameters("unclip_decoder", context=context, **small))
+        for context in ("kv", "cross")
+    )
+    attended = 1 + 2 + 1
+    # Whole are the layers in and out of each.
+    assert cross == (kv[0] + attended * (8 - 3), kv[1] + attended * 2)
 
 
 def test_parameters_are_split_over_their_largest_axis_and_small_ones_kept_whole():

@@ -115,7 +115,8 @@ def test_a_missing_tensor_is_named(part, key):
         decoder_from_diffusers(given["unet"], given["text_proj"], CONFIG)
 
 
-def test_another_width_is_refused():
-    other = dataclasses.replace(CONFIG, text_width=16)
+@pytest.mark.parametrize("fields", [{"text_width": 16}, {"context": "cross"}])
+def test_another_network_is_refused(fields):
+    other = dataclasses.replace(CONFIG, **fields)
     with pytest.raises(ValueError, match=r"the weights do not fit the config"):
         decoder_from_diffusers(tensors("unet"), tensors("text_proj"), other)

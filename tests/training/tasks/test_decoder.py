@@ -304,9 +304,15 @@ def test_features_of_clip_in_place_of_tokens(make, batch):
         np.testing.assert_array_equal(condition[name], batch[name])
 
 
-def test_training_lowers_the_loss_and_both_conditions_do(records, batch):
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"context": "cross", "channel_mult": (1,), **FEATURES}],
+    ids=["kv", "cross"],
+)
+def test_training_lowers_the_loss_and_both_conditions_do(records, batch, fields):
     """Of pure noise, embedding and caption say all of the image that can be known."""
-    config = make_config(records, "decoder(size=8, embedding_dropout=0.1, caption_dropout=0.1)")
+    rates = "embedding_dropout=0.1, caption_dropout=0.1"
+    config = make_config(records, f"decoder(size=8, {rates})", **fields)
     config = ConfigDict(config.to_dict())
     config.diffusion.update(parameterization="x0", loss="simple", variance="fixed")
     task = tasks.make_task(config)
