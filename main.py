@@ -94,9 +94,7 @@ def told(function: Callable) -> Callable:
             leave(code, together=isinstance(error, Preempted))
         except Exception as error:
             if full(error):
-                print(
-                    f"main.py: {error}; what is written stays, make room", file=sys.stderr
-                )
+                print(f"main.py: {error}; what is written stays, make room", file=sys.stderr)
                 leave(RETRY)
             if not _joined():
                 raise

@@ -4,6 +4,7 @@
 
 Stages are trained in order, each in a work directory of its own; what is done is left, what is half
 done goes on. After CLIP its embeddings are written for the others (config.embeddings = 'records').
+Where there are several processes, the first one decides what is done.
 """
 
 import os
@@ -32,10 +33,14 @@ def train(config: Any, directory: str | os.PathLike[str]) -> None:
     """
     stages, chosen = stack.stages(config, directory), stack.only(config)
     clip = stack.clip_of(config)
+    told = [name for name in chosen if stack.task_of(stages[name]).name in stack.EMBEDDED]
+    recorded = config.embeddings == "records" and bool(told or clip in chosen)
+    if recorded:
+        embed.check_directory(directory)
+        _check_splits(config)
     _check_root(Workdir(directory), stages)
     for name in stages:
         _check_same(name, Workdir(stack.directory(directory, name)), stages[name])
-    told = [name for name in chosen if stack.task_of(stages[name]).name in stack.EMBEDDED]
     there = clip in chosen or _done(directory, stages, clip)
     if told and not there:
         raise ConfigError(
@@ -43,10 +48,6 @@ def train(config: Any, directory: str | os.PathLike[str]) -> None:
             f"{told[0]!r} learns from it; train it first (--config.only={clip}), or all "
             "(--config.only=)"
         )
-    recorded = config.embeddings == "records" and bool(told or clip in chosen)
-    if recorded:
-        embed.check_directory(directory)
-        _check_splits(config)
     Workdir(directory).start(config, sys.argv)
     if recorded and clip not in chosen:
         _embed(config, stages, Workdir(stack.directory(directory, clip)))
