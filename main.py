@@ -39,6 +39,7 @@ from training import command_line, components
 from training.components import ConfigError, nearest
 from training.config import freeze, validate
 from training.exit_codes import FAILED, MISTAKE, RETRY, Preempted, TrainingFailed, TryAgain
+from training.files import full
 from training.stack import check_stack, is_stack, validate_stack
 
 # What each mode calls, with (config, workdir). Imported when called, and JAX with it: a mistake on
@@ -91,7 +92,10 @@ def told(function: Callable) -> Callable:
             print(f"main.py: {error}", file=sys.stderr)
             code = next(code for kind, code in codes.items() if isinstance(error, kind))
             leave(code, together=isinstance(error, Preempted))
-        except Exception:
+        except Exception as error:
+            if full(error):
+                print(f"main.py: {error}; what is written stays, make room", file=sys.stderr)
+                leave(RETRY)
             if not _joined():
                 raise
             traceback.print_exc()

@@ -131,23 +131,3 @@ def set_aside(path: epath.Path, wrong: str) -> None:
     aside = path.with_name(f"{path.name}.damaged")
     log.warning("Kept as %s and computed anew: %s", aside.name, wrong)
     path.replace(aside)
-
-
-def on_first(act: Callable[[], bool | None]) -> bool:
-    """What process 0 finds, on all processes, after it did it.
-
-    Raises:
-        Exception: what process 0 raised; on the others a RuntimeError that says that it did.
-    """
-    found, error = 0, None
-    if jax.process_index() == 0:
-        try:
-            found = int(bool(act()))
-        except Exception as raised:
-            found, error = -1, raised
-    found = int(multihost_utils.broadcast_one_to_all(np.array(found)))
-    if error is not None:
-        raise error
-    if found < 0:
-        raise RuntimeError("process 0 failed; its message says why")
-    return bool(found)

@@ -11,11 +11,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from evaluation.features import on_first
 from evaluation.job import evaluate
 from training import checkpoints
 from training.components import ConfigError
 from training.config import freeze
+from training.processes import on_first
 from training.workdir import Workdir
 
 log = logging.getLogger(__name__)

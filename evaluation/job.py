@@ -17,7 +17,7 @@ from evaluation.image_sets import Drawn, Given, ImageSet, Stored
 from evaluation.protocols import Protocol
 from evaluation.references import Reference
 from evaluation.rows import run_metrics
-from training import checkpoints, components, contract, encoder, tasks
+from training import checkpoints, components, contract, encoder, processes, tasks
 from training.clock import Clock
 from training.components import ConfigError
 from training.mesh import make_mesh
@@ -181,7 +181,7 @@ class _Seen:
             values: dict[str, Any] = {}
             with clock("metric"):
                 # One process is enough; where it fails all have to know.
-                features.on_first(
+                processes.on_first(
                     lambda: values.update(protocol(chunks.read(images.count), self.reference))
                 )
             return values

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from evaluation.extractors import Extractor
-from evaluation.features import extract, on_first, set_aside
+from evaluation.features import extract, set_aside
 from evaluation.image_files import FileError, Images, refused_if_damaged
 from evaluation.metrics.frechet import Moments
 from input_pipeline.decoder import Decoder
@@ -25,6 +25,7 @@ from input_pipeline.sources.base import Source
 from pipelines.chunks import Chunks, npz
 from training.files import atomic_write
 from training.mesh import make_mesh
+from training.processes import on_first
 
 # Part of every key of the cache; a change of what is computed below raises it.
 VERSION = 1

@@ -11,7 +11,7 @@ from evaluation.rows import run_metrics
 from evaluation.stack_metrics import StackMetric, captioned
 from pipelines import generate
 from pipelines.text_to_image import TextToImage
-from training import components
+from training import components, processes
 from training.components import ConfigError
 from training.workdir import Workdir
 
@@ -61,7 +61,8 @@ def measure(
     def draw(captions):
         numbers = np.arange(len(captions), dtype=np.int32)
         out, images = generate.draw(pipeline, config, directory, captions, numbers)
-        print(os.fspath(out / "grid.png"), flush=True)
+        if processes.first():
+            print(os.fspath(out / "grid.png"), flush=True)
         return images
 
     about = {"stages": pipeline.identity, "seed": config.generate.seed}

@@ -23,6 +23,7 @@ from pipelines.text_to_image import TextToImage
 from training import components, stack
 from training.components import ConfigError
 from training.encoder import Encoder
+from training.processes import whole
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ class DrawnQuality(StackMetric):
         for start in range(0, count, size):
             # The last batch is filled up from the start: one shape, one program.
             of = np.arange(start, start + size, dtype=np.int32) % count
-            found.append(np.asarray(pipeline.embed([captions[i] for i in of], seed, of)))
+            found.append(whole(pipeline.embed([captions[i] for i in of], seed, of)))
         return np.concatenate(found)[:count]
 
 

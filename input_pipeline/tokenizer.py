@@ -8,11 +8,11 @@ of the run that it was made for, and whatever is built on that run reads it from
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tokenizers
+from etils import epath
 from jaxtyping import Int32
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -119,11 +119,12 @@ def file(context: int, path: str, start: str = START, end: str = END) -> Tokeniz
 
     Args:
         context: tokens of a text.
-        path: a tokenizer.json, or a directory with one, or with CLIP's vocab.json and merges.txt.
+        path: a tokenizer.json, or a directory with one, or with CLIP's vocab.json and merges.txt;
+            of a disk or a bucket.
         start: token that texts begin with; '': none.
         end: token that they end with; padding is with it, too, unless the file says otherwise.
     """
-    there = Path(path).expanduser()
+    there = epath.Path(path).expanduser()
     if there.is_dir() and (there / "tokenizer.json").exists():
         there = there / "tokenizer.json"
     if there.is_dir():
@@ -135,7 +136,7 @@ def file(context: int, path: str, start: str = START, end: str = END) -> Tokeniz
     return _finished(made, context, start, end)
 
 
-def _clip(directory: Path) -> tokenizers.Tokenizer:
+def _clip(directory: epath.Path) -> tokenizers.Tokenizer:
     """Of vocab.json and merges.txt, whose words end with '</w>'."""
     vocab, merges = directory / "vocab.json", directory / "merges.txt"
     for needed in (vocab, merges):

@@ -9,17 +9,19 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 import input_pipeline
 from input_pipeline.convert import convert as write_records
 from input_pipeline.images import to_array
 from input_pipeline.sources.base import Source
 from pipelines.convert import Report
-from training import components, encoder
+from training import components, encoder, processes
 from training import contract as contracts
 from training.components import ConfigError
 from training.contract import EmbeddingContract, check_same
 from training.encoder import Encoder
+from training.files import is_bucket
 from training.workdir import provenance
 
 
@@ -80,11 +82,32 @@ class Embedded(Source):
 def embed(config: Any, directory: str | os.PathLike[str]) -> None:
     """Write a source with its embeddings, and print the source to use then.
 
+    With several processes the first one does it.
+
     Raises:
-        ConfigError: the run is no CLIP, or the source does not do.
+        ConfigError: the run is no CLIP, or the source or the directory does not do.
     """
+    check_directory(directory)
     clip = encoder.load(directory, config.sample.ema, config.sample.checkpoint)
     contract = clip.contract(config.embed.statistics)
+    processes.on_first(lambda: _write(config, clip, contract))
+
+
+def check_directory(directory: str | os.PathLike[str]) -> None:
+    """Refuses a bucket.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if is_bucket(epath.Path(directory)):
+        raise ConfigError(
+            f"--workdir={os.fspath(directory)}: embeddings are records, which are written to disks "
+            "and read from there; take a local directory, or let stages embed in each step "
+            "(config.embeddings = 'step' of a stack, clip= of a task)"
+        )
+
+
+def _write(config: Any, clip: Encoder, contract: EmbeddingContract) -> None:
     field = "embed.source" if config.embed.source else "data.source"
     string = config.embed.source or config.data.source
     source = components.build(input_pipeline.SOURCES, string, f"config.{field}")

@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jaxtyping import Int, UInt8
 
 from pipelines.chunks import Chunks
 from pipelines.pictures import finished, store
 from pipelines.text_to_image import TextToImage
+from training import processes
 from training.clock import Clock, Progress, rate
 from training.components import ConfigError
 from training.workdir import Workdir, provenance
@@ -42,7 +44,8 @@ def generate(config: Any, directory: str | os.PathLike[str]) -> None:
     captions = [prompt for prompt in settings.prompts for _ in range(settings.count)]
     indices = np.tile(np.arange(settings.count, dtype=np.int32), len(settings.prompts))
     out, _ = draw(pipeline, config, directory, captions, indices)
-    print(os.fspath(out / "grid.png"), flush=True)
+    if processes.first():
+        print(os.fspath(out / "grid.png"), flush=True)
 
 
 def draw(
@@ -53,6 +56,9 @@ def draw(
     indices: Int[np.ndarray, " count"],
 ) -> tuple[epath.Path, UInt8[np.ndarray, "count size size channels"]]:
     """(where they are, pictures of captions), drawn where they are not there yet.
+
+    With several processes each stores the rows of its own devices and process 0 puts them together;
+    the work directory has to be shared between the hosts.
 
     indices: number of each sample, which with `config.generate.seed` and the caption decides it.
     """
@@ -67,7 +73,7 @@ def draw(
     }
     out = Workdir(directory).generated / _name(what)
     chunks = Chunks(out / "chunks", size)
-    if not finished(out, count):
+    if not processes.on_first(lambda: finished(out, count)):
         clock, missing = Clock(), chunks.missing(count)
         _make(pipeline, config.generate.seed, captions, indices, chunks, missing, clock)
         info = what | {
@@ -76,7 +82,10 @@ def draw(
             "seconds": clock.totals(),
             "provenance": provenance(),
         }
-        store(out, {"arr_0": chunks.read(count)["images"]}, info, captions)
+        multihost_utils.sync_global_devices("drawn")
+        processes.on_first(
+            lambda: store(out, {"arr_0": chunks.read(count)["images"]}, info, captions)
+        )
     return out, chunks.read(count)["images"]
 
 

@@ -8,9 +8,7 @@ which `config.task = "autoregressive_prior(quantizer='<workdir>/quantizer.npz')"
 import os
 from typing import Any
 
-import jax
-
-from training import tasks
+from training import processes, tasks
 from training.components import ConfigError
 from training.tasks.autoregressive_prior import AutoregressivePriorTask
 from training.workdir import Workdir
@@ -20,6 +18,8 @@ FILE = "quantizer.npz"
 
 def quantize(config: Any, directory: str | os.PathLike[str]) -> None:
     """Fits on the first pairs of `data.source`, writes, and prints the share of the variance.
+
+    With several processes they read together, and the first one does the rest.
 
     Raises:
         ConfigError: the config is of no autoregressive prior, or the data are too few.
@@ -31,8 +31,11 @@ def quantize(config: Any, directory: str | os.PathLike[str]) -> None:
         )
     found = task.fit()
     path = Workdir(directory).path / FILE
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write() -> None:
         found.save(path)
         print(f"{len(found.low)} components hold {found.explained:.4%} of the variance", flush=True)
         print(os.fspath(path), flush=True)
+
+    # What the others read next is whole then.
+    processes.on_first(write)

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from diffusion.pixels import to_uint8
 from pipelines.chunks import Chunks
 from pipelines.pictures import GRID_IMAGES, finished, store
-from training import checkpoints, companions, guidance, tasks
+from training import checkpoints, companions, guidance, processes, tasks
 from training.clock import Clock, Progress, rate
 from training.components import ConfigError, parse
 from training.config import differences
@@ -51,7 +51,7 @@ def sample(config: Any, directory: str | os.PathLike[str]) -> None:
         ConfigError: the config is not that of the run, or there is no such checkpoint.
     """
     samples, count = Samples(config, Workdir(directory)), config.sample.count
-    if finished(samples.out, count):
+    if processes.on_first(lambda: finished(samples.out, count)):
         _tell(f"all {count} samples are there already: {samples.out / 'grid.png'}")
         return
     drawn = samples.draw(count)

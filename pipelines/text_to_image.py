@@ -216,7 +216,12 @@ class TextToImage:
 
     def place(self, array: jax.Array | np.ndarray) -> jax.Array:
         """An array with a row for each caption, split over the devices."""
-        return jax.device_put(array, batch_sharding(self._mesh))
+        rows = batch_sharding(self._mesh)
+        if isinstance(array, np.ndarray):
+            # Each process gives its own rows. `device_put` would want all of them to the bit, and
+            # what each has computed for itself may be rounded in another way.
+            return jax.make_array_from_callback(array.shape, rows, lambda index: array[index])
+        return jax.device_put(array, rows)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Warns of what is left out of prompts that are longer than the context.

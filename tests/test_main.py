@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -60,7 +61,7 @@ def test_a_mistake_ends_in_a_short_message_within_five_seconds(tmp_path, argumen
 
 
 DRIVER = """
-import json, os, sys, types
+import errno, json, os, sys, types
 sys.path.insert(0, '.')
 from absl import app
 import main
@@ -72,6 +73,10 @@ def fail(config, workdir):
     raise main.ConfigError('config.data.source: gone')
 
 def end(config, workdir):
+    if main.FLAGS.mode == 'follow':
+        raise RuntimeError('write() failed: ' + os.strerror(errno.ENOSPC))
+    if main.FLAGS.mode == 'likelihood':
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'a.png')
     raise {'report': main.TrainingFailed, 'inspect': main.TryAgain}[main.FLAGS.mode]('so it ends')
 
 def check(config):
@@ -79,7 +84,7 @@ def check(config):
 
 sys.modules['fake'] = types.SimpleNamespace(train=train, fail=fail, end=end)
 main.MODES.update(train='fake:train', sample='fake:train', evaluate='fake:fail')
-main.MODES.update(report='fake:end', inspect='fake:end')
+main.MODES.update(dict.fromkeys(('report', 'inspect', 'follow', 'likelihood'), 'fake:end'))
 main.components.check = check
 app.run(main.main, flags_parser=main.parse)
 """
@@ -136,6 +141,15 @@ def test_expected_ends_are_a_line_and_an_exit_code(driver, tmp_path, mode, code)
     result = run(f"--mode={mode}", config, f"--workdir={tmp_path}", script=driver)
     assert result.returncode == code
     assert result.stderr == "main.py: so it ends\n"
+
+
+@pytest.mark.parametrize("mode", ["follow", "likelihood"])
+def test_a_full_disk_is_a_line_and_the_same_command_again(driver, tmp_path, mode):
+    config = "--config=configs/base.py"
+    result = run(f"--mode={mode}", config, f"--workdir={tmp_path}", script=driver)
+    assert result.returncode == 75
+    (line,) = result.stderr.splitlines()
+    assert re.search(r"No space left on device.*; what is written stays, make room", line)
 
 
 def test_help_names_the_flags():

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from training import components
 from training.components import ConfigError
 from training.files import atomic_write
+from training.processes import whole
 
 FILE = "contract.json"
 Embeddings = Float[Array | np.ndarray, "*batch embedding"]
@@ -170,10 +170,6 @@ def identify(model: dict[str, Any], params: Any) -> str:
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
-        whole = leaf if isinstance(leaf, np.ndarray) else _whole(leaf)
-        digest.update(np.ascontiguousarray(whole).tobytes())
+        numbers = leaf if isinstance(leaf, np.ndarray) else whole(leaf)
+        digest.update(np.ascontiguousarray(numbers).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _whole(leaf: jax.Array) -> np.ndarray:
-    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))

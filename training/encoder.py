@@ -1,4 +1,7 @@
-"""A trained CLIP as an encoder of images and texts, read from its work directory."""
+"""A trained CLIP as an encoder of images and texts, read from its work directory.
+
+It computes on the devices of its process alone: several processes may each use one, or one of them.
+"""
 
 import dataclasses
 import os
@@ -16,6 +19,7 @@ from training import checkpoints, mesh, tasks, tokens
 from training.components import ConfigError, build
 from training.config import freeze
 from training.contract import EmbeddingContract, identify
+from training.processes import on_first
 from training.tasks.clip import CLIPTask
 from training.workdir import Workdir
 
@@ -33,7 +37,7 @@ class Encoder:
         task: of the run.
         params: its parameters.
         step: of the checkpoint.
-        mesh: over which parameters lie and batches are split.
+        mesh: of this process's devices, over which parameters lie and batches are split.
         tokenizer: of the run; None where its data has tokens of its own.
     """
 
@@ -132,17 +136,24 @@ class Encoder:
     def contract(self, statistics: int) -> EmbeddingContract:
         """That of the work directory; measured and written there where it is of other parameters.
 
+        All processes have to call it together.
+
         statistics: images of the run's data over which mean and standard deviation are taken.
         """
+        # One measures for all: others may round in another way.
+        on_first(lambda: self._measure(statistics))
+        return EmbeddingContract.read(self.workdir)
+
+    def _measure(self, statistics: int) -> None:
         encoder = identify(self.config.model.to_dict(), self.params)
         if self.workdir.contract.exists():
             stored = EmbeddingContract.read(self.workdir)
             if stored.encoder == encoder:
-                return stored
+                return
         source = build(input_pipeline.SOURCES, self.config.data.source, "config.data.source")
         z = self.source(source, count=statistics)["embedding"].astype(np.float64)
         dimension = z.shape[1]
-        made = EmbeddingContract(
+        EmbeddingContract(
             encoder=encoder,
             dimension=dimension,
             normalized=True,
@@ -151,9 +162,7 @@ class Encoder:
             std=tuple(z.std(0).tolist()),
             # As DALL-E 2 drops them: no direction at all, which no image has.
             null=(0.0,) * dimension,
-        )
-        made.write(self.workdir)
-        return made
+        ).write(self.workdir)
 
 
 def load(
@@ -162,7 +171,7 @@ def load(
     checkpoint: int = -1,
     computed: Mapping[str, Any] | None = None,
 ) -> Encoder:
-    """The CLIP of a work directory.
+    """The CLIP of a work directory; all processes have to call it together.
 
     Args:
         directory: of a run of task 'clip'.
@@ -183,9 +192,7 @@ def load(
             f"{os.fspath(workdir)}: is a run of task {config.task!r}, and no encoder; name the "
             "work directory of a run of task 'clip'"
         )
-    if jax.process_count() > 1:
-        raise ConfigError(f"{os.fspath(workdir)}: an encoder runs in one process; start one only")
-    devices = mesh.make_mesh()
+    devices = mesh.make_mesh(devices=jax.local_devices())
     params, step = checkpoints.restore_for_sampling(
         workdir.checkpoints, ema or config.sample.ema, task.init, devices, checkpoint, config.ema
     )

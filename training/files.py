@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 PASSING = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOENT)
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def persist(write: Callable[[], None], what: str, pause: float = 1.0, patience: float = 600.0):
@@ -70,6 +71,13 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.remove(temporary)
         raise
+
+
+def full(error: BaseException) -> bool:
+    """Whether an error says that the storage is full; libraries in C++ raise their own types."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return any(os.strerror(number) in str(error) for number in _FULL)
 
 
 def is_bucket(path: epath.Path) -> bool:

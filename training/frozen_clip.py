@@ -16,6 +16,7 @@ from input_pipeline.tokenizer import Tokenizer
 from training import components, contract, encoder, tokens
 from training.components import ConfigError, build
 from training.contract import EmbeddingContract, identify
+from training.processes import on_first
 from training.tasks.clip import CLIPTask
 from training.teacher import Teacher
 from training.workdir import Workdir
@@ -48,11 +49,6 @@ class FrozenCLIP(Teacher):
     def check(self, student: Any) -> None:
         """Refuses a CLIP that the student cannot be trained with; see `check_config`."""
         self.check_config(student.config)
-        if jax.process_count() > 1 and student.config.log.preview_every:
-            raise self._error(
-                "previews embed their examples in one process; set config.log.preview_every=0, or "
-                "train on what --mode=embed writes"
-            )
 
     def check_config(self, ours: Any) -> None:
         """Refuses a CLIP whose fields are not those that a config asks for.
@@ -115,7 +111,7 @@ class FrozenCLIP(Teacher):
             ConfigError: it cannot be measured.
         """
         workdir = Workdir(self.directory)
-        if workdir.contract.exists():
+        if on_first(workdir.contract.exists):
             return EmbeddingContract.read(workdir)
         try:
             return encoder.load(self.directory).contract(self.config.embed.statistics)

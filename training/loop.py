@@ -193,8 +193,11 @@ class _Tracer:
             jax.profiler.stop_trace()
 
 
-def train(config: ConfigDict, directory: str) -> None:
+def train(config: ConfigDict, directory: str) -> bool:
     """Trains to `config.train.steps`, from the newest checkpoint of the work directory if any.
+
+    Returns:
+        Whether it was told to stop when nothing was left to train: nothing else is to begin then.
 
     Raises:
         ConfigError: before anything is compiled, where the config does not fit data, devices or
@@ -232,7 +235,7 @@ def train(config: ConfigDict, directory: str) -> None:
             state, first = _restore_or_init(run, checkpoints, loader, writer, timer)
         if first >= steps:
             log.info("step %d of %d: nothing left to train", first, steps)
-            return
+            return False
         report = _Report(config, run, writer, timer, first)
         closing(report.progress)
         _describe(run, workdir)
@@ -256,7 +259,7 @@ def train(config: ConfigDict, directory: str) -> None:
                 _stop_if_halted(config, state, checkpoints)
                 report.line(step, state)
             tracer.after(step, state)
-            stop = preemption.reached(step)
+            stop = preemption.reached()
             if stop or step == steps:
                 with timer("checkpoint"):
                     _stop_if_halted(config, state, checkpoints)
@@ -273,3 +276,4 @@ def train(config: ConfigDict, directory: str) -> None:
             if config.log.preview_every and step % config.log.preview_every == 0:
                 with timer("preview"):
                     writer.images(step, _preview(config, run, state))
+        return preemption.reached()

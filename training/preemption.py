@@ -1,11 +1,16 @@
 """Stops a run between two steps when its machine is to be taken away."""
 
+import itertools
 import signal
 import threading
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
+
+# How often a process has asked. JAX stops all of them at one number, which must not come again: the
+# steps of a stack begin anew with each stage.
+_asks = itertools.count(1)
 
 
 class Preemption:
@@ -24,10 +29,10 @@ class Preemption:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
 
-    def reached(self, step: int) -> bool:
+    def reached(self) -> bool:
         """Whether the run is to stop after this step; to be asked after every one."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(next(_asks))
         return self._asked
 
     def close(self) -> None:

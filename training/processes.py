@@ -3,8 +3,11 @@
 import os
 import socket
 import sys
+from collections.abc import Callable
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from training.components import ConfigError
 
@@ -97,3 +100,33 @@ def first() -> bool:
 def title() -> str:
     """What this process is called in messages."""
     return f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
+
+
+def on_first(act: Callable[[], bool | None]) -> bool:
+    """What process 0 finds, on all processes, after it did it.
+
+    Raises:
+        Exception: what process 0 raised; on the others a RuntimeError that says that it did.
+    """
+    found, error = 0, None
+    if jax.process_index() == 0:
+        try:
+            found = int(bool(act()))
+        except Exception as raised:
+            found, error = -1, raised
+    found = int(multihost_utils.broadcast_one_to_all(np.array(found)))
+    if error is not None:
+        raise error
+    if found < 0:
+        raise RuntimeError("process 0 failed; its message says why")
+    return bool(found)
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """An array in this host's memory, of which other processes may hold parts.
+
+    Those have to call it together.
+    """
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -9,15 +9,18 @@ buckets that hold equally many training pairs: the top half of its distribution,
 paper samples it, is the upper half of its codes.
 """
 
+import io
 import os
-from pathlib import Path
+import zipfile
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float, Int
 
 from diffusion.levels import AnyArray, namespace
+from training.files import atomic_write
 
 
 class Quantizer(NamedTuple):
@@ -63,8 +66,10 @@ class Quantizer(NamedTuple):
         return xp.searchsorted(edges, dot, side="right").astype(np.int32)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the numbers as .npz."""
-        np.savez(path, **self._asdict())
+        """Write the numbers as .npz; a reader finds it whole or not at all."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **self._asdict())
+        atomic_write(path, buffer.getvalue())
 
     def _in(self, xp: Any, array: np.ndarray) -> Any:
         return array if xp is np else xp.asarray(array, np.float32)
@@ -116,9 +121,9 @@ def load(path: str | os.PathLike) -> Quantizer:
         ValueError: there is no such file, or it holds something else.
     """
     try:
-        with np.load(Path(path)) as file:
+        with epath.Path(path).open("rb") as stored, np.load(stored) as file:
             arrays = {name: file[name] for name in Quantizer._fields}
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"quantizer={os.fspath(path)!r} cannot be read: {error!r}; write it by "
             "main.py --mode=quantize"

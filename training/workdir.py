@@ -1,7 +1,6 @@
 """The work directory: where everything about a run is, and what was run."""
 
 import datetime
-import errno
 import importlib.metadata
 import json
 import os
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from training.components import ConfigError
 from training.config import differences, load, save
 from training.exit_codes import TryAgain
-from training.files import atomic_write
+from training.files import atomic_write, full
 from training.root import stack_of, unfill
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -75,7 +74,7 @@ class Workdir:
             runs = json.loads(self.run.read_text()) if self.run.exists() else []
             atomic_write(self.run, _pretty([*runs, entry]))
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if full(error):
                 raise TryAgain(f"--workdir={os.fspath(self.path)}: {error.strerror}") from error
             raise ConfigError(
                 f"--workdir={os.fspath(self.path)} cannot be written ({error.strerror or error}); "

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tokenizers
+from etils.epath import testing as epath_testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,6 +140,17 @@ def test_clips_files_as_transformers_reads_them(tmp_path):
     (tmp_path / "other.json").write_text(read.to_json())
     np.testing.assert_array_equal(file(24, str(tmp_path / "other.json"))(texts), read(texts))
     assert file(9, str(tmp_path / "other.json"))(texts).shape == (len(texts), 9)
+
+
+def test_a_file_in_a_bucket(tmp_path):
+    def local(original, path, *args, **kwargs):
+        return original(str(path).replace("gs:/", str(tmp_path), 1), *args, **kwargs)
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tokenizer.json").write_text(TOKENIZER.to_json())
+    with epath_testing.mock_epath(open=local, exists=local, isdir=local):
+        there = file(12, "gs://run/tokenizer.json")
+    assert there.fingerprint == TOKENIZER.fingerprint
 
 
 def test_mistakes_name_the_argument(tmp_path):

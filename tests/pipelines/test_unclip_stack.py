@@ -21,6 +21,7 @@ from training import loop, mesh, stack, tasks, tokens
 from training.components import ConfigError
 from training.config import check_resumable, freeze
 from training.contract import EmbeddingContract
+from training.exit_codes import Preempted
 from training.workdir import Workdir
 
 CAPTION = "a small red circle on a white background"
@@ -145,6 +146,58 @@ def test_a_stage_needs_its_clip(trained, tmp_path):
     with pytest.raises(ConfigError, match=r"stage 'clip' is not trained yet.*--config.only=clip"):
         stacks.train(freeze(config), tmp_path)
     assert not (tmp_path / "prior").exists()
+
+
+@pytest.fixture
+def clip_alone(trained, tmp_path):
+    """(config that trains the prior, root) where CLIP is trained and nothing is embedded."""
+    config, root = trained
+    shutil.copytree(root / "clip", tmp_path / "clip", ignore=lambda *_: ["embeddings"])
+    config = config.copy_and_resolve_references()
+    config.update(only="prior", splits=("compositional",))
+    return config, tmp_path
+
+
+def test_a_stage_alone_has_what_it_learns_from_written_and_checked(clip_alone, monkeypatch):
+    config, root = clip_alone
+    begun = []
+    monkeypatch.setattr(stacks, "_train", lambda stage, workdir: begun.append(workdir.path.name))
+    stacks.train(freeze(config), root)
+    assert begun == ["prior"]
+    assert (root / "clip" / "embeddings" / "compositional" / "info.json").exists()
+    # What is there is of other pairs.
+    config.pairs = SOURCE.replace("objects=1", "objects=2")
+    with pytest.raises(ConfigError, match=r"config\.pairs = .*holds other records"):
+        stacks.train(freeze(config), root)
+    assert begun == ["prior"]
+
+
+def test_pairs_that_cannot_be_embedded_are_refused_before_clip_is_trained(trained, tmp_path):
+    config = trained[0].copy_and_resolve_references()
+    config.splits = ("compositional", "tset")
+    message = r"config\.splits: config\.stages\.clip\.data\.source = .*'tset'"
+    with pytest.raises(ConfigError, match=message):
+        stacks.train(freeze(config), tmp_path / "stack")
+    with pytest.raises(ConfigError, match=r"--workdir=gs://b/run: .*config\.embeddings = 'step'"):
+        stacks.train(freeze(trained[0]), "gs://b/run")
+    assert not (tmp_path / "stack").exists()
+
+
+def test_nothing_begins_after_a_signal_that_came_with_the_last_step(trained, tmp_path, monkeypatch):
+    config = trained[0].copy_and_resolve_references()
+    begun = []
+    monkeypatch.setattr(loop, "train", lambda stage, path: begun.append(path) or True)
+    monkeypatch.setattr(stacks, "_embed", lambda *_: begun.append("embeddings"))
+    for only in ("", "clip"):
+        config.only = only
+        with pytest.raises(
+            Preempted, match="after the stage 'clip', which is done; start the same"
+        ):
+            stacks.train(freeze(config), tmp_path)
+    assert begun == [str(tmp_path / "clip")] * 2
+    # Where nothing is left the stack is done.
+    config.only = "upsampler"
+    stacks.train(freeze(config), tmp_path)
 
 
 def test_an_upsampler_needs_no_clip(trained, tmp_path):

@@ -1,6 +1,8 @@
 import json
 import logging
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -156,14 +158,23 @@ def state_of(config, workdir, step):
     return values(state), position
 
 
-def test_stopped_and_resumed_with_a_task_state_and_sampled_post_hoc(tmp_path):
+def test_stopped_and_resumed_with_a_task_state_and_sampled_post_hoc(tmp_path, monkeypatch):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     config = remembering()
     loop.train(frozen(config), str(unbroken))
     first = remembering()
     first.train.steps = 4
-    loop.train(frozen(first), str(broken))
-    loop.train(frozen(config), str(broken))
+    assert not loop.train(frozen(first), str(broken))
+    save_now = checkpoints.Checkpoints.save_now
+
+    def told_to_stop(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save_now(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "save_now", told_to_stop)
+        # With the last step: the run is whole, and whoever has more to do is told.
+        assert loop.train(frozen(config), str(broken))
 
     expected, found = (state_of(config, path, 6) for path in (unbroken, broken))
     # Six batches of 8: each of the four times has its history, so the sampler does draw by it.

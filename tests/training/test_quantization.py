@@ -1,6 +1,9 @@
+import os
+
 import jax
 import numpy as np
 import pytest
+from etils.epath import testing as epath_testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,6 +87,32 @@ def test_dot_products_fill_their_buckets_evenly():
     np.testing.assert_array_equal(codes >= 32, dots >= np.median(dots))
     device = np.asarray(jax.jit(ALL.encode_dot)(dots.astype(np.float32)))
     assert np.abs(device - codes).max() <= 1
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            FOUR.save(tmp_path / "quantizer.npz")
+    assert not (tmp_path / "quantizer.npz").exists()
+    FOUR.save(tmp_path / "quantizer.npz")
+    whole = (tmp_path / "quantizer.npz").read_bytes()
+    (tmp_path / "quantizer.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cannot be read.*--mode=quantize"):
+        quantization.load(tmp_path / "quantizer.npz")
+
+
+def test_a_file_in_a_bucket(tmp_path):
+    def local(original, path, *args, **kwargs):
+        return original(str(path).replace("gs:/", str(tmp_path), 1), *args, **kwargs)
+
+    with epath_testing.mock_epath(open=local, exists=local, mkdir=local, makedirs=local):
+        FOUR.save("gs://bucket/prior/quantizer.npz")
+        again = quantization.load("gs://bucket/prior/quantizer.npz")
+    np.testing.assert_array_equal(again.basis, FOUR.basis)
 
 
 def test_file(tmp_path):
