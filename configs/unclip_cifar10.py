@@ -206,7 +206,7 @@ def _small(config: ConfigDict) -> None:
     decoder.optimizer.update(name=_MUON, learning_rate=4e-3)
     decoder.sample.update(solver="ddim(eta=0.0)", steps=50)
     upsampler.task = (
-        "super_resolution(low=16, degradation='blur', noise=(0.0, 0.15), crop=0.5, residual=True)"
+        "super_resolution(low=16, degradation='none', noise=(0.0, 0.15), crop=0.5, residual=True)"
     )
     # All of it at the resolution of the input, four pixels of the output at once.
     upsampler.model.update(channels=64, channel_mult=(1,), patch_size=2, norm_groups=8)

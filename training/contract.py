@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float
 
 from training import components
 from training.components import ConfigError
@@ -17,7 +16,6 @@ from training.files import atomic_write
 from training.processes import whole
 
 FILE = "contract.json"
-Embeddings = Float[Array | np.ndarray, "*batch embedding"]
 # Fields of config.model that change how a network is computed, not what it is.
 COMPUTATION = ("attention", "remat", "dtype")
 
@@ -50,17 +48,6 @@ class EmbeddingContract:
                     f"{name} has {len(getattr(self, name))} numbers, and dimension is "
                     f"{self.dimension}"
                 )
-
-    def to_prior(self, z: Embeddings) -> Embeddings:
-        """What a prior models: scale * z of normalized embeddings, else standardized ones, too."""
-        if not self.normalized:
-            z = (z - np.float32(self.mean)) / np.float32(self.std)
-        return z * np.float32(self.scale)
-
-    def from_prior(self, x: Embeddings) -> Embeddings:
-        """The inverse of `to_prior`."""
-        z = x / np.float32(self.scale)
-        return z if self.normalized else z * np.float32(self.std) + np.float32(self.mean)
 
     def write(self, directory: epath.PathLike) -> None:
         """Store it as contract.json there, on process 0."""
