@@ -23,8 +23,9 @@ def tiny(**mesh):
         stage.sample.steps = 2
         stage.mesh.update(mesh)
     config.stages.decoder.task = "decoder(size=8)"
-    # With x0, pictures would be grey after two steps of training; with v they are of noise.
+    # After two steps of training pictures would be grey; in this way they are of noise.
     config.stages.decoder.diffusion.parameterization = "v"
+    config.stages.decoder.sample.steps = 4
     config.stages.decoder.model.update(hidden_size=8, num_heads=1)
     config.stages.prior_ar.model.update(components=4, buckets=8)
     config.splits = ("compositional",)
