@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 import input_pipeline
 from pipelines import embed, quantize
-from training import checkpoints, components, loop, processes, stack
+from training import checkpoints, components, loop, processes, stack, tasks
 from training.components import ConfigError
 from training.config import check_resumable, freeze
 from training.exit_codes import Preempted
@@ -41,6 +41,8 @@ def train(config: Any, directory: str | os.PathLike[str]) -> None:
     _check_root(Workdir(directory), stages)
     for name in stages:
         _check_same(name, Workdir(stack.directory(directory, name)), stages[name])
+    for name in chosen:
+        _check_task(name, stages[name])
     there = clip in chosen or _done(directory, stages, clip)
     if told and not there:
         raise ConfigError(
@@ -122,6 +124,14 @@ def _check_same(name: str, workdir: Workdir, stage: ConfigDict) -> None:
     except ConfigError as error:
         message = stack.in_stage(name, str(error))
         raise ConfigError(f"{os.fspath(workdir)}: {message}") from None
+
+
+def _check_task(name: str, stage: ConfigDict) -> None:
+    """Refuses what a task or its network does not do: otherwise said when the stage begins."""
+    try:
+        tasks.make_task(freeze(stage))
+    except ConfigError as error:
+        raise ConfigError(stack.in_stage(name, str(error))) from None
 
 
 def _train(stage: ConfigDict, workdir: Workdir) -> bool:

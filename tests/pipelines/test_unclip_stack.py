@@ -11,50 +11,24 @@ import pytest
 from PIL import Image
 
 import evaluation.stack
-from configs import unclip_shapes
 from diffusion.solvers import analytic as estimates
 from evaluation.caption_accuracy import caption_accuracy
 from pipelines import analytic, generate
 from pipelines import stack as stacks
 from pipelines.text_to_image import TextToImage
+from tests.pipelines.tiny_stack import CAPTION, SOURCE, tiny
 from training import loop, mesh, stack, tasks, tokens
 from training.components import ConfigError
 from training.config import check_resumable, freeze
 from training.contract import EmbeddingContract
-from training.exit_codes import Preempted
 from training.workdir import Workdir
-
-CAPTION = "a small red circle on a white background"
-SOURCE = "shapes(size=32, split='compositional', objects=1)"
-
-
-def tiny(tmp_path):
-    """The smoke stack with the least networks, on data that the tests share."""
-    config = unclip_shapes.get_config("smoke")
-    for name in config.order:
-        stage = config.stages[name]
-        # A split of a thousand scenes, all of which are embedded.
-        stage.data.source = SOURCE
-        stage.train.update(steps=4, batch_size=8)
-        stage.optimizer.name = "adam()"  # compiles sooner than Muon
-        stage.checkpoint.update(every=2, keep=2)
-        stage.log.update(every=2, preview_every=0, tensorboard=False)
-        if name == "decoder":
-            stage.model.update(hidden_size=8, num_heads=1)
-        if name == "upsampler":
-            stage.model.update(channels=8, channel_mult=(1,), norm_groups=4, num_res_blocks=1)
-        stage.sample.steps = 2
-    config.splits = ("compositional", "test")
-    config.stages.clip.embed.statistics = 32
-    config.generate.batch_size = 8
-    return config
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, one_device):
     """(config, root) of a stack whose stages are all trained."""
     root = tmp_path_factory.mktemp("stack")
-    config = tiny(root)
+    config = tiny()
     stacks.train(freeze(config), root)
     return config, root
 
@@ -140,14 +114,6 @@ def test_a_clip_that_went_on_is_refused(trained, tmp_path):
         TextToImage(freeze(config), copy)
 
 
-def test_a_stage_needs_its_clip(trained, tmp_path):
-    config = trained[0].copy_and_resolve_references()
-    config.only = "prior"
-    with pytest.raises(ConfigError, match=r"stage 'clip' is not trained yet.*--config.only=clip"):
-        stacks.train(freeze(config), tmp_path)
-    assert not (tmp_path / "prior").exists()
-
-
 @pytest.fixture
 def clip_alone(trained, tmp_path):
     """(config that trains the prior, root) where CLIP is trained and nothing is embedded."""
@@ -170,41 +136,6 @@ def test_a_stage_alone_has_what_it_learns_from_written_and_checked(clip_alone, m
     with pytest.raises(ConfigError, match=r"config\.pairs = .*holds other records"):
         stacks.train(freeze(config), root)
     assert begun == ["prior"]
-
-
-def test_pairs_that_cannot_be_embedded_are_refused_before_clip_is_trained(trained, tmp_path):
-    config = trained[0].copy_and_resolve_references()
-    config.splits = ("compositional", "tset")
-    message = r"config\.splits: config\.stages\.clip\.data\.source = .*'tset'"
-    with pytest.raises(ConfigError, match=message):
-        stacks.train(freeze(config), tmp_path / "stack")
-    with pytest.raises(ConfigError, match=r"--workdir=gs://b/run: .*config\.embeddings = 'step'"):
-        stacks.train(freeze(trained[0]), "gs://b/run")
-    assert not (tmp_path / "stack").exists()
-
-
-def test_nothing_begins_after_a_signal_that_came_with_the_last_step(trained, tmp_path, monkeypatch):
-    config = trained[0].copy_and_resolve_references()
-    begun = []
-    monkeypatch.setattr(loop, "train", lambda stage, path: begun.append(path) or True)
-    monkeypatch.setattr(stacks, "_embed", lambda *_: begun.append("embeddings"))
-    for only in ("", "clip"):
-        config.only = only
-        with pytest.raises(
-            Preempted, match="after the stage 'clip', which is done; start the same"
-        ):
-            stacks.train(freeze(config), tmp_path)
-    assert begun == [str(tmp_path / "clip")] * 2
-    # Where nothing is left the stack is done.
-    config.only = "upsampler"
-    stacks.train(freeze(config), tmp_path)
-
-
-def test_an_upsampler_needs_no_clip(trained, tmp_path):
-    config = trained[0].copy_and_resolve_references()
-    config.only = "upsampler"
-    stacks.train(freeze(config), tmp_path)
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["upsampler"]
 
 
 def test_another_config_of_a_trained_stage_is_refused_before_anything_is_trained(trained):
