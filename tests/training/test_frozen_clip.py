@@ -235,13 +235,6 @@ def test_only_a_trained_clip_will_do(clip, trained, tmp_path):
         runs.build(make_config(bare))
 
 
-def test_previews_of_many_processes_are_refused_at_the_start(clip, monkeypatch):
-    task = tasks.make_task(make_config(clip, log__preview_every=4))
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(ConfigError, match=r"set config\.log\.preview_every=0"):
-        task.teachers["clip"].check(task)
-
-
 def test_a_run_keeps_its_contract(clip, trained, tmp_path):
     """Neither way goes on with embeddings of another CLIP, nor is it measured on them."""
     run = shutil.copytree(trained[1], tmp_path / "run")
