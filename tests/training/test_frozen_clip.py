@@ -19,7 +19,7 @@ from pipelines import analytic, quantize
 from pipelines.embed import embed
 from tests.pipelines.test_embed import Pictures
 from tests.pipelines.test_embed import make_config as clip_config
-from training import command_line, contract, encoder, loop, quantization, tasks
+from training import command_line, contract, encoder, loop, quantization
 from training import run as runs
 from training.components import ConfigError
 from training.config import freeze, validate
