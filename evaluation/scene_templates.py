@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -79,12 +80,14 @@ class Bank:
             for place in places
             for soft in _SOFTNESS
         ]
-        masks = np.stack([self._mask(*key) for key in self.of])
+        hard = np.stack([self._mask(*key) for key in itertools.product(shapes, RADII, places)])
+        masks = np.stack([ndimage.gaussian_filter(hard, (0, s, s)) for s in _SOFTNESS], axis=1)
+        masks = masks.reshape(len(self.of), self.window, self.window)
         self.masks = masks.reshape(len(shapes), -1, self.window, self.window)
         self.area = (masks**2).sum((1, 2))
         unit = masks / np.sqrt(self.area)[:, None, None]
         self._unit = np.ascontiguousarray(unit.reshape(len(masks), -1).T)
-        coarse = [self._mask(s, r, (0.0, 0.0), 0.0) for s in shapes for r in _COARSE_RADII]
+        coarse = [self._mask(s, r, (0.0, 0.0)) for s in shapes for r in _COARSE_RADII]
         # The first pixel of a padded image is its corner: the middle of a mask goes there.
         padded = np.zeros((len(coarse), *self._padded), np.float32)
         padded[:, : self.window, : self.window] = [m / np.linalg.norm(m) for m in coarse]
@@ -97,13 +100,13 @@ class Bank:
         return size, size
 
     def _mask(
-        self, shape: str, radius: float, place: tuple[float, float], soft: float
+        self, shape: str, radius: float, place: tuple[float, float]
     ) -> Float32[np.ndarray, "window window"]:
         fine = (np.arange(self.window * _SUPERSAMPLING) + 0.5) / _SUPERSAMPLING - self.window / 2
         v, u = ((fine - offset) / (radius * self.side) for offset in place)
         inside = _inside(shape, *np.meshgrid(u, v)).astype(np.float32)
         cells = (self.window, _SUPERSAMPLING) * 2
-        return ndimage.gaussian_filter(inside.reshape(cells).mean((1, 3)), soft)
+        return inside.reshape(cells).mean((1, 3))
 
     def _pad(self, images: np.ndarray) -> np.ndarray:
         return np.pad(images, ((0, 0), (self.half,) * 2, (self.half,) * 2, (0, 0)))
@@ -134,8 +137,9 @@ class Bank:
     ) -> Fit:
         """The best object within a pixel of the given one."""
         seen = self._pad(images)[self._windows(row, column)]
-        seen = seen.reshape(len(images), -1, 3).transpose(0, 2, 1)
-        match = seen @ self._unit
+        # One product for all images: one for each is memory-bound, and many times slower.
+        seen = seen.reshape(len(images), -1, 3).transpose(0, 2, 1).reshape(3 * len(images), -1)
+        match = (seen @ self._unit).reshape(len(images), 3, -1)
         energy = (np.einsum("nct,cw->nwt", match, _WEIGHTS) ** 2).sum(1)
         template = energy.argmax(1)
         each = np.arange(len(images))

@@ -120,12 +120,8 @@ def scene(split: str, index: int) -> Scene:
     'compositional' always is.
     """
     rng = np.random.default_rng((list(SPLITS).index(split), index))
-
-    def pick(names: Iterable[str]) -> str:
-        return str(rng.choice(list(names)))
-
     two = bool(rng.random() < 0.5)
-    position = pick(_RELATIONS if two else _PLACES)
+    position = _pick(rng, _RELATIONS if two else _PLACES)
     x, y = _PLACES[_RELATIONS.get(position, position)]
     seen = [(s, c) for s in SHAPES for c in COLOURS if (s, c) not in HELD_OUT]
     first = sorted(HELD_OUT) if split == "compositional" else seen
@@ -134,9 +130,14 @@ def scene(split: str, index: int) -> Scene:
         shape, colour = pairs[rng.integers(len(pairs))]
         # Along the line between two objects there is little room.
         jitter = rng.uniform(-1, 1, 2) * [0.02 if m != 0.5 else 0.08 for m in middle]
-        things.append(Thing(shape, colour, pick(SIZES), *(jitter + middle).tolist()))
+        things.append(Thing(shape, colour, _pick(rng, SIZES), *(jitter + middle).tolist()))
     used = {thing.colour for thing in things}
-    return Scene(tuple(things), position, pick(b for b in BACKGROUNDS if b not in used))
+    background = _pick(rng, (b for b in BACKGROUNDS if b not in used))
+    return Scene(tuple(things), position, background)
+
+
+def _pick(rng: np.random.Generator, names: Iterable[str]) -> str:
+    return str(rng.choice(list(names)))
 
 
 def render(scene: Scene, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
