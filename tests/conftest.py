@@ -89,7 +89,14 @@ def pytest_configure(config):
 
 
 # Files of a minute or more, begun first so that no process is left alone with one at the end.
-LONG = ("test_resume.py", "test_loop.py", "test_determinism.py")
+LONG = (
+    "test_resume.py",
+    "test_unclip_stack.py",
+    "test_loop.py",
+    "test_many_processes.py",
+    "test_few_steps.py",
+    "test_inception.py",
+)
 
 
 def pytest_collection_modifyitems(config, items):
