@@ -51,7 +51,6 @@ $(INSTALLED): $(REQUIREMENTS) requirements.txt requirements-test.txt constraints
 	  echo "error: '$(PYTHON)' is not Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Installing $(REQUIREMENTS) and requirements-test.txt into $(VENV) (a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@# Of the libraries few modules are imported; those are compiled when they are.
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
 	  -c constraints.txt -r $(REQUIREMENTS) -r requirements-test.txt
 	@touch $@
