@@ -12,6 +12,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(REQUIREMENTS)
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 10
 
+# Modules are compiled when they are first imported, few of the libraries', and bytecode is kept:
+# where the environment forbids that, each start would compile all of them anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart digits test test-slow lint format clean
 
@@ -51,6 +55,6 @@ $(INSTALLED): $(REQUIREMENTS) requirements.txt requirements-test.txt constraints
 	  echo "error: '$(PYTHON)' is not Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Installing $(REQUIREMENTS) and requirements-test.txt into $(VENV) (a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile \
 	  -c constraints.txt -r $(REQUIREMENTS) -r requirements-test.txt
 	@touch $@

@@ -114,7 +114,7 @@ def _decoder() -> ConfigDict:
     # Outlines are decided where errors are small, of which equal weights of all levels see little.
     config.diffusion.uncertainty_channels = 64
     config.diffusion.time_sampler = "low_discrepancy"
-    config.train.update(steps=2800, batch_size=64)
+    config.train.update(steps=2600, batch_size=64)
     config.optimizer.update(name=_MUON, learning_rate=6e-3)
     config.sample.update(solver="ddim(eta=0.0)", steps=20)
     config.sample.guidance = ("classifier_free(scale=1.5)",)
