@@ -22,8 +22,8 @@ from evaluation.image_files import FileError, Images, refused_if_damaged
 from evaluation.metrics.frechet import Moments
 from input_pipeline.decoder import Decoder
 from input_pipeline.sources.base import Source
-from pipelines.chunks import Chunks, npz
-from training.files import atomic_write
+from pipelines.chunks import Chunks
+from training.files import atomic_write, npz
 from training.mesh import make_mesh
 from training.processes import on_first
 

@@ -42,9 +42,11 @@ def build(specs: Sequence[str], config: Any) -> dict[str, StackMetric]:
         ConfigError: a mistake in one of them, or the stack's pairs have no such split.
     """
     made = {spec: components.build(STACK_METRICS, spec, _FIELD) for spec in specs}
-    for spec, metric in made.items():
+    # To open a source may mean to list all of its files.
+    asking = {metric.split: spec for spec, metric in made.items()}
+    for split, spec in asking.items():
         try:
-            captioned(config, metric.split)
+            captioned(config, split)
         except ConfigError as error:
             raise ConfigError(f"{_FIELD} = {spec!r}: {error}") from error
     return made

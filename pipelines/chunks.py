@@ -1,6 +1,5 @@
 """Results of a job row by row, in files of a chunk each, so that a killed job goes on."""
 
-import io
 import logging
 import zipfile
 import zlib
@@ -11,16 +10,9 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from training.files import atomic_write
+from training.files import atomic_write, npz
 
 log = logging.getLogger(__name__)
-
-
-def npz(**arrays: np.ndarray) -> bytes:
-    """The bytes of an .npz file."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
 
 
 class Chunks:

@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 import input_pipeline
 from input_pipeline.convert import convert as write_records
@@ -99,7 +98,7 @@ def check_directory(directory: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: it is one.
     """
-    if is_bucket(epath.Path(directory)):
+    if is_bucket(directory):
         raise ConfigError(
             f"--workdir={os.fspath(directory)}: embeddings are records, which are written to disks "
             "and read from there; take a local directory, or let stages embed in each step "

@@ -25,12 +25,12 @@ from jax.experimental import multihost_utils
 import diffusion
 import input_pipeline
 from pipelines import likelihood_report as reports
-from pipelines.chunks import Chunks, npz
+from pipelines.chunks import Chunks
 from pipelines.sampling import check_trained, chunk_size
 from training import checkpoints, components, tasks
 from training.clock import Clock, Progress, rate
 from training.components import ConfigError
-from training.files import atomic_write
+from training.files import atomic_write, npz
 from training.mesh import batch_sharding, make_mesh
 from training.posthoc import is_posthoc
 from training.workdir import Workdir, provenance

@@ -8,8 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Shaped, UInt8
 
-from pipelines.chunks import npz
-from training.files import atomic_write
+from training.files import atomic_write, npz
 from training.images import grid, save_png
 
 # Pictures in grid.png, at most.

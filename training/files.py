@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import time
 from collections.abc import Callable
 
+import numpy as np
 from etils import epath
 
 from training.exit_codes import TryAgain
@@ -73,6 +75,13 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
         raise
 
 
+def npz(**arrays: np.ndarray | float) -> bytes:
+    """The bytes of an .npz file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
 def full(error: BaseException) -> bool:
     """Whether an error says that the storage is full; libraries in C++ raise their own types."""
     if isinstance(error, OSError):
@@ -80,6 +89,6 @@ def full(error: BaseException) -> bool:
     return any(os.strerror(number) in str(error) for number in _FULL)
 
 
-def is_bucket(path: epath.Path) -> bool:
+def is_bucket(path: str | os.PathLike[str]) -> bool:
     """Whether the path is a URL: its objects are written whole, never appended to or renamed."""
     return "://" in os.fspath(path)

@@ -9,7 +9,6 @@ buckets that hold equally many training pairs: the top half of its distribution,
 paper samples it, is the upper half of its codes.
 """
 
-import io
 import os
 import zipfile
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from etils import epath
 from jaxtyping import Float, Int
 
 from diffusion.levels import AnyArray, namespace
-from training.files import atomic_write
+from training.files import atomic_write, npz
 
 
 class Quantizer(NamedTuple):
@@ -67,9 +66,7 @@ class Quantizer(NamedTuple):
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the numbers as .npz; a reader finds it whole or not at all."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **self._asdict())
-        atomic_write(path, buffer.getvalue())
+        atomic_write(path, npz(**self._asdict()))
 
     def _in(self, xp: Any, array: np.ndarray) -> Any:
         return array if xp is np else xp.asarray(array, np.float32)

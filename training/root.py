@@ -12,13 +12,15 @@ from typing import Any
 
 from etils import epath
 
+from training.files import is_bucket
+
 ROOT = "{root}"
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """The path as any directory sees it; a bucket's URL stays as it is."""
     path = os.fspath(path)
-    return path if "://" in path else os.path.abspath(path)
+    return path if is_bucket(path) else os.path.abspath(path)
 
 
 def above(config: str | os.PathLike[str]) -> str:
