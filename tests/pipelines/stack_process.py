@@ -3,6 +3,7 @@
 import os
 
 from configs import unclip_shapes
+from tests.pipelines.tiny_stack import shrink
 from tests.training import many_processes
 from training.config import freeze
 
@@ -16,11 +17,7 @@ def tiny(**mesh):
     for name in set(config.stages) - set(config.order):
         del config.stages[name]
     for stage in config.stages.values():
-        stage.data.source = "shapes(size=32, split='compositional', objects=1)"
-        stage.train.update(steps=2, batch_size=8)
-        stage.optimizer.name = "adam()"
-        stage.log.update(every=2, preview_every=0, tensorboard=False)
-        stage.sample.steps = 2
+        shrink(stage, steps=2)
         stage.mesh.update(mesh)
     config.stages.decoder.task = "decoder(size=8)"
     # After two steps of training pictures would be grey; in this way they are of noise.
